@@ -1,0 +1,9 @@
+"""Fused operations with their plain references; each takes `backend="auto" | "torch" | "triton" | ...` and never falls back silently."""
+
+from titn.kernels.common.backend import BackendUnavailable
+from titn.kernels.distillation_loss import distillation_loss
+from titn.kernels.inner_block import inner_block
+from titn.kernels.pixels_to_patches import pixels_to_patches
+from titn.kernels.short_attention import short_attention
+
+__all__ = ["BackendUnavailable", "distillation_loss", "inner_block", "pixels_to_patches", "short_attention"]

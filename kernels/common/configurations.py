@@ -1,0 +1,32 @@
+"""Tuned launch configurations, one table for all operations: (kernel, widths, architecture) to its settings.
+
+An architecture is a compute capability such as 90; 0 stands for any without an entry of its own. Nothing is tuned while training, so that every
+process of a run launches the same kernels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+CONFIGURATIONS: dict[tuple[str, str, int], Mapping[str, int]] = {
+    # Inner block, by the padded channels CP. resident: weights in registers; shared_sums: see backward.py.
+    ("inner_block.forward", "16", 0): {"num_warps": 4, "resident": 1, "programs": 4},
+    ("inner_block.forward", "32", 0): {"num_warps": 4, "resident": 1, "programs": 2},
+    ("inner_block.forward", "64", 0): {"num_warps": 4, "resident": 0, "programs": 2},
+    ("inner_block.mlp_backward", "16", 0): {"num_warps": 4, "resident": 1, "shared_sums": 0, "programs": 2},
+    ("inner_block.mlp_backward", "32", 0): {"num_warps": 4, "resident": 0, "shared_sums": 1, "programs": 2},
+    ("inner_block.mlp_backward", "64", 0): {"num_warps": 8, "resident": 0, "shared_sums": 1, "programs": 1},
+    ("inner_block.attention_backward", "16", 0): {"num_warps": 4, "resident": 1, "shared_sums": 0, "programs": 2},
+    ("inner_block.attention_backward", "32", 0): {"num_warps": 4, "resident": 0, "shared_sums": 1, "programs": 2},
+    ("inner_block.attention_backward", "64", 0): {"num_warps": 8, "resident": 0, "shared_sums": 1, "programs": 1},
+}
+
+
+def configuration(kernel: str, widths: str, architecture: int) -> Mapping[str, int]:
+    """Settings of `kernel` for `widths`: those of `architecture`, else those for any.
+
+    Raises:
+        KeyError: the table holds neither.
+    """
+    own = CONFIGURATIONS.get((kernel, widths, architecture))
+    return own if own is not None else CONFIGURATIONS[(kernel, widths, 0)]

@@ -1,0 +1,175 @@
+"""Whatever a user gets wrong is one line, exit code 2, and nothing half-written."""
+
+import json
+import os
+import pickle
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from rich.console import Console
+
+from titn import checkpoint
+from titn.config import TeacherConfig, TrainConfig
+from titn.errors import UserError
+from titn.evaluate import evaluate, main
+from titn.run import Run
+from titn.teacher import train_teacher
+from titn.train import train
+
+QUIET = Console(quiet=True)
+SMALL = TrainConfig(limit_train=64, depth=1, epochs=1, batch_size=32, teacher="none", device="cpu")
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    runs = tmp_path_factory.mktemp("runs")
+    return Path(train(replace(SMALL, runs_dir=str(runs), name="small"), console=QUIET).run)
+
+
+@pytest.fixture
+def broken(finished: Path, tmp_path: Path) -> Path:
+    """A copy of the finished run, to be damaged."""
+    return Path(shutil.copytree(finished, tmp_path / "broken", symlinks=True))
+
+
+def test_the_command_prints_one_line_and_leaves_with_2(tmp_path: Path) -> None:
+    for arguments in (
+        ["titn.train", "--dataset", "no-such-set"],
+        ["titn.train", "--model", "titan"],
+        ["titn.train", "--device", "cuda:99"],
+        ["titn.evaluate", "no-such-run"],
+        ["titn.teacher", "--teacher", "vgg61"],
+    ):
+        command = [sys.executable, "-m", *arguments, *([] if "evaluate" in arguments[0] else ["--runs-dir", "r"])]
+        path = {"PYTHONPATH": str(Path(__file__).parents[2])}
+        done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env={**os.environ, **path})
+        assert done.returncode == 2, done
+        assert done.stderr.startswith("error: ")
+        assert done.stderr.count("\n") == 1
+        assert not (tmp_path / "r").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"model": "titan"}, "unknown model 'titan'"),
+        ({"teacher": "vgg61"}, "--teacher vgg61"),
+        ({"dataset": "no-such-set"}, "no-such-set"),
+        ({"image_size": 30}, "30"),
+        ({"device": "cuda:99"}, "cuda:99"),
+        ({"device": "toaster"}, "toaster"),
+        ({"kernels": "native"}, "--kernels native"),
+        ({"pipeline": "triton"}, "--pipeline triton"),
+        ({"amp": "fp16"}, "--amp fp16"),
+        ({"cuda_graph": "on"}, "--cuda-graph on"),
+        ({"teacher_cache": "on"}, "--teacher-cache on"),
+        ({"limit_train": 10**6}, "10"),
+    ],
+)
+def test_a_mistake_is_named_before_anything_is_written(changes: dict[str, object], words: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError) as raised:
+        train(replace(SMALL, runs_dir=str(tmp_path / "runs"), **changes), console=QUIET)  # type: ignore[arg-type]
+    assert words in str(raised.value)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_name_that_is_taken_is_refused(finished: Path) -> None:
+    with pytest.raises(UserError, match="--resume"):
+        train(replace(SMALL, runs_dir=str(finished.parent), name=finished.name), console=QUIET)
+
+
+def test_a_loss_that_is_not_finite_ends_the_run(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no longer finite"):
+        config = replace(
+            SMALL, optimizer="sgd", lr=1e30, warmup_epochs=0.0, epochs=3, runs_dir=str(tmp_path), name="nan"
+        )
+        train(config, console=QUIET)
+    for folder in checkpoint.folders(tmp_path / "nan" / "checkpoints"):
+        checkpoint.verify(folder)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "state.safetensors"])
+@pytest.mark.parametrize("damage", ["truncate", "flip", "remove"])
+def test_a_damaged_checkpoint_is_named(broken: Path, name: str, damage: str) -> None:
+    file = Run(broken).newest_checkpoint() / name
+    if damage == "truncate":
+        file.write_bytes(file.read_bytes()[:-100])
+    elif damage == "flip":
+        content = bytearray(file.read_bytes())
+        content[-1] ^= 255
+        file.write_bytes(content)
+    else:
+        file.unlink()
+    for attempt in (lambda: train(TrainConfig(resume=str(broken)), console=QUIET), lambda: evaluate(str(broken))):
+        with pytest.raises(UserError, match="epoch-0001"):
+            attempt()
+
+
+def test_a_checkpoint_of_another_model_is_refused(broken: Path, tmp_path: Path) -> None:
+    other = train(replace(SMALL, model="vit", runs_dir=str(tmp_path), name="vit"), console=QUIET)
+    target = Run(broken).newest_checkpoint()
+    shutil.rmtree(target)
+    shutil.copytree(Run(Path(other.run)).newest_checkpoint(), target)
+    with pytest.raises(UserError, match="another network"):
+        train(TrainConfig(resume=str(broken)), console=QUIET)
+
+
+def test_a_foreign_file_is_no_teacher(tmp_path: Path) -> None:
+    foreign = tmp_path / "foreign.safetensors"
+    foreign.write_bytes(b"not a safetensors file")
+    with pytest.raises(UserError, match="not a readable safetensors file"):
+        train(replace(SMALL, teacher=str(foreign), runs_dir=str(tmp_path / "runs")), console=QUIET)
+
+
+def test_a_teacher_of_other_images_is_refused(finished: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "images"
+    from PIL import Image
+
+    for split in ("train", "test"):
+        for label in ("cat", "dog"):
+            (folder / split / label).mkdir(parents=True)
+            for index in range(3):
+                pixels = np.random.default_rng(index).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(folder / split / label / f"{index}.png")
+    with pytest.raises(UserError, match="another classes"):
+        config = replace(SMALL, dataset=str(folder), limit_train=None, teacher=str(finished))
+        train(replace(config, runs_dir=str(tmp_path / "runs")), console=QUIET)
+
+
+class _Bomb:
+    def __reduce__(self) -> tuple[Callable[[str], object], tuple[str]]:
+        return (os.mkdir, ("executed",))
+
+
+def test_a_pickle_is_never_executed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "bomb.pth").write_bytes(pickle.dumps(_Bomb()))
+    torch.save({"weights": _Bomb()}, tmp_path / "bomb2.pth")
+    for name in ("bomb.pth", "bomb2.pth"):
+        with pytest.raises(UserError, match=name):
+            train_teacher(TeacherConfig(init=name, epochs=1, limit_train=64, device="cpu"), console=QUIET)
+    assert not (tmp_path / "executed").exists()
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_full_disk_leaves_nothing_half_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint, "save_file", full)
+    with pytest.raises(OSError, match="No space left"):
+        train(replace(SMALL, runs_dir=str(tmp_path), name="full"), console=QUIET)
+    assert list((tmp_path / "full" / "checkpoints").iterdir()) == []
+
+
+def test_evaluate_prints_json(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main([str(finished), "--json", "--device", "cpu"])
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["top1"] == json.loads((finished / "result.json").read_text())["top1"]

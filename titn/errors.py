@@ -1,0 +1,54 @@
+"""A user's mistake is one clear line and exit code 2, never a traceback."""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import functools
+import signal
+import sys
+from collections.abc import Callable
+from typing import NoReturn
+
+from titn.interrupt import Interrupted
+from titn.kernels.common.backend import BackendUnavailable
+
+
+class UserError(Exception):
+    """What is wrong and how to mend it, in one line."""
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """An argument parser whose errors are one line."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message} (see {self.prog} --help)")
+
+
+def command(main: Callable[[list[str] | None], None]) -> Callable[..., None]:
+    """Wrap a command's `main(argv)`: user errors and a full disk become `error: ...` on stderr and exit code 2."""
+
+    @functools.wraps(main)
+    def wrapped(argv: list[str] | None = None) -> None:
+        try:
+            main(argv)
+        except (UserError, BackendUnavailable) as error:
+            message = str(error)
+        except Interrupted as stopped:
+            print(stopped, file=sys.stderr)
+            raise SystemExit(128 + stopped.signal_number) from None
+        except KeyboardInterrupt:
+            print("interrupted", file=sys.stderr)
+            raise SystemExit(128 + signal.SIGINT) from None
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
+                raise
+            message = (
+                f"cannot write {error.filename or 'a file'}: {error.strerror}; free some space or choose another folder"
+            )
+        else:
+            return
+        print("error: " + " ".join(message.split()), file=sys.stderr)
+        raise SystemExit(2)
+
+    return wrapped

@@ -1,0 +1,75 @@
+"""`python -m titn.evaluate RUN`: the test accuracy of a run's newest checkpoint, exactly as the run itself reported it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from titn import checkpoint
+from titn.config import RunConfig, TeacherConfig, TrainConfig
+from titn.datasets import load_dataset
+from titn.errors import OneLineParser, UserError, command
+from titn.metrics import classification_metrics
+from titn.network import load_network
+from titn.parts import select_device
+from titn.run import Run
+from titn.trainer import test_logits
+
+
+def evaluate(
+    folder: str, *, runs_dir: str = "runs", data_dir: str | None = None, device: str = "auto"
+) -> dict[str, float]:
+    """Scores of the run's newest checkpoint on its whole test set: top1, top5, and macro precision, recall and f1.
+
+    Raises:
+        UserError: no such run, no checkpoint, a damaged one, or the data set is not what the run was trained on.
+    """
+    run = Run.find(folder, runs_dir)
+    newest = run.newest_checkpoint()
+    checkpoint.verify(newest)
+    module, spec = load_network(newest / checkpoint.MODEL)
+    config = _config(run)
+    dataset = load_dataset(
+        config.dataset, data_dir or config.data_dir, image_size=spec.image_size, limit_train=config.limit_train
+    )
+    if dataset.class_names != spec.class_names or dataset.mean != spec.mean or dataset.std != spec.std:
+        raise UserError(
+            f"{config.dataset} in {data_dir or config.data_dir} is not the data set that {folder} was trained on"
+        )
+    where = select_device(device)
+    logits = test_logits(module.to(where), dataset, where)
+    return classification_metrics(logits, torch.from_numpy(dataset.test_labels))
+
+
+def _config(run: Run) -> RunConfig:
+    try:
+        return run.config(TrainConfig)
+    except UserError:
+        return run.config(TeacherConfig)
+
+
+@command
+def main(argv: list[str] | None = None) -> None:
+    parser = OneLineParser(prog="python -m titn.evaluate", description=__doc__)
+    parser.add_argument("run", help="run folder, or its name under --runs-dir")
+    parser.add_argument("--runs-dir", default="runs")
+    parser.add_argument("--data-dir", help="where the data set lies (default: where the run read it)")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    arguments = parser.parse_args(argv)
+    scores = evaluate(arguments.run, runs_dir=arguments.runs_dir, data_dir=arguments.data_dir, device=arguments.device)
+    if arguments.json:
+        print(json.dumps({"run": str(Path(arguments.run)), **scores}))
+        return
+    table = Table(title=str(arguments.run))
+    for name, value in scores.items():
+        table.add_row(name, f"{value:.4f}")
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,191 @@
+"""What all our image Transformers share: input and options, class and distillation heads, timm's conventions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from titn.errors import UserError
+from titn.models.layers import LAYER_NORM_EPS, PatchLayer, PixelLayer, PixelsToPatches
+
+KERNELS = ("auto", "torch", "triton", "native")
+POOLS = ("mean", "token")
+
+
+class ImageTransformer(nn.Module):
+    """An image Transformer whose tokens are class token, N patches and, if `distilled`, a distillation token last.
+
+    `forward` takes images `[B, in_channels, image_size, image_size]` and returns class logits `[B, num_classes]`. With
+    a distillation token, training mode returns `(class_logits, distillation_logits)` and evaluation mode the
+    average of the two; `set_distilled_training(False)` makes training return the average as well.
+    The class representation is the mean of class token and patches (`pool="mean"`) or the class token alone.
+
+    Raises:
+        UserError: a value is of the wrong type or out of range, or the images have another size than the model.
+    """
+
+    blocks: nn.ModuleList
+    tables: tuple[str, ...]
+    """Names of the bare parameter tables: no weight decay, and not in the paper's parameter column."""
+    stem: tuple[str, ...]
+    """Names of the parts before the blocks."""
+    norm_first: bool
+    """Whether one LayerNorm serves all tokens before pooling, or each head has its own behind it."""
+
+    def __init__(
+        self,
+        *,
+        num_classes: int,
+        in_channels: int,
+        image_size: int,
+        patch_size: int,
+        patch_dim: int,
+        pool: str,
+        distilled: bool,
+        drop_rate: float,
+        kernels: str,
+    ) -> None:
+        super().__init__()
+        check_whole("num_classes", num_classes, at_least=0)
+        check_whole("in_channels", in_channels)
+        check_whole("image_size", image_size)
+        check_whole("patch_size", patch_size)
+        check_whole("patch_dim", patch_dim)
+        check_divides("image_size", image_size, "patch_size", patch_size)
+        check_choice("pool", pool, POOLS)
+        check_rate("drop_rate", drop_rate)
+        self.num_classes = num_classes
+        self.in_channels = self.in_chans = in_channels
+        self.image_size = image_size
+        self.patch_size = patch_size
+        self.num_patches = (image_size // patch_size) ** 2
+        self.num_tokens = self.num_patches + (2 if distilled else 1)
+        self.num_features = self.head_hidden_size = self.embed_dim = patch_dim
+        self.pool = pool
+        self.distilled = distilled
+        self.distilled_training = distilled
+        self.kernels = kernels
+        self.norm = nn.LayerNorm(patch_dim, eps=LAYER_NORM_EPS)
+        self.head_drop = nn.Dropout(drop_rate)
+        self.head = self._linear_head()
+        if distilled:
+            self.norm_dist = nn.Identity() if self.norm_first else nn.LayerNorm(patch_dim, eps=LAYER_NORM_EPS)
+            self.head_dist = self._linear_head()
+
+    @property
+    def kernels(self) -> str:
+        """Backend of the fused operations: "auto", "torch", "triton" or "native"; may be set at any time."""
+        return self._kernels
+
+    @kernels.setter
+    def kernels(self, name: str) -> None:
+        check_choice("kernels", name, KERNELS)
+        self._kernels = name
+        for module in self.modules():
+            if isinstance(module, (PixelLayer, PixelsToPatches, PatchLayer)):
+                module.kernels = name
+
+    def forward_features(self, images: Tensor) -> Tensor:
+        """Images [B, in_channels, H, W] to tokens [B, T, D] behind the last block (and the shared norm, if any)."""
+        raise NotImplementedError
+
+    def forward_head(self, tokens: Tensor, pre_logits: bool = False) -> Tensor | tuple[Tensor, Tensor]:
+        """Tokens [B, T, D] to logits, or to what the heads see, averaged over them: [B, D]."""
+        features = tokens[:, : self.num_patches + 1].mean(1) if self.pool == "mean" else tokens[:, 0]
+        features = self.head_drop(features if self.norm_first else self.norm(features))
+        if not self.distilled:
+            return features if pre_logits else self.head(features)
+        distillation = self.head_drop(self.norm_dist(tokens[:, -1]))
+        if pre_logits:
+            return (features + distillation) / 2
+        logits, distillation_logits = self.head(features), self.head_dist(distillation)
+        if self.training and self.distilled_training:
+            return logits, distillation_logits
+        return (logits + distillation_logits) / 2
+
+    def forward(self, images: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        """Images to logits; see the class."""
+        return self.forward_head(self.forward_features(images))
+
+    def check_images(self, images: Tensor) -> None:
+        """Raise UserError unless `images` is a batch of the model's size."""
+        expected = (self.in_channels, self.image_size, self.image_size)
+        if images.ndim != 4 or images.shape[1:] != expected:
+            raise UserError(
+                f"the model takes images [batch, {', '.join(map(str, expected))}], not {list(images.shape)}; "
+                "give create_model their in_channels and image_size"
+            )
+
+    def set_distilled_training(self, enable: bool = True) -> None:
+        """Whether training mode returns both heads' logits (True) or their average (False), as in timm.
+
+        Raises:
+            UserError: `enable` on a model without a distillation token.
+        """
+        if enable and not self.distilled:
+            raise UserError("this model has no distillation token; use titn or deit to distil")
+        self.distilled_training = enable
+
+    def get_classifier(self) -> nn.Module | tuple[nn.Module, nn.Module]:
+        """The class head, with a distillation token both heads."""
+        return (self.head, self.head_dist) if self.distilled else self.head
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """New heads for `num_classes` (0: none, the model returns features); `global_pool` is "avg" or "token"."""
+        check_whole("num_classes", num_classes, at_least=0)
+        if global_pool is not None:
+            self.pool = pool_from_timm(global_pool)
+        device, dtype = self.norm.weight.device, self.norm.weight.dtype
+        self.num_classes = num_classes
+        self.head = self._linear_head().to(device, dtype)
+        if self.distilled:
+            self.head_dist = self._linear_head().to(device, dtype)
+
+    def no_weight_decay(self) -> set[str]:
+        """Names of the tables of tokens and positions."""
+        return set(self.tables)
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """timm's parameter groups for layer-wise learning rates: stem, blocks, heads."""
+        return {"stem": f"^({'|'.join(self.stem)})", "blocks": [(r"^blocks\.(\d+)", None), (r"^norm", (99999,))]}
+
+    def _linear_head(self) -> nn.Module:
+        if self.num_classes == 0:
+            return nn.Identity()
+        head = nn.Linear(self.embed_dim, self.num_classes)
+        nn.init.trunc_normal_(head.weight, std=0.02)
+        nn.init.zeros_(head.bias)
+        return head
+
+
+def pool_from_timm(global_pool: str) -> str:
+    """Our name of timm's `global_pool`: "avg" is "mean"; "token" is the same."""
+    check_choice("global_pool", global_pool, ("avg", "token"))
+    return "mean" if global_pool == "avg" else "token"
+
+
+def check_whole(name: str, value: object, at_least: int = 1) -> None:
+    """Raise UserError unless `value` is a whole number of at least `at_least`."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < at_least:
+        raise UserError(f"{name} must be a whole number of at least {at_least}, not {value!r}")
+
+
+def check_rate(name: str, value: object) -> None:
+    """Raise UserError unless `value` is a probability below 1."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0.0 <= value < 1.0:
+        raise UserError(f"{name} must be at least 0 and below 1, not {value!r}")
+
+
+def check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
+    """Raise UserError unless `value` is one of `choices`."""
+    if value not in choices:
+        raise UserError(f"{name} must be one of {', '.join(choices)}, not {value!r}")
+
+
+def check_divides(whole_name: str, whole: int, part_name: str, part: int) -> None:
+    """Raise UserError unless `part` divides `whole`."""
+    if whole % part:
+        fitting = [divisor for divisor in range(1, whole + 1) if whole % divisor == 0]
+        nearest = min(fitting, key=lambda divisor: abs(divisor - part))
+        raise UserError(f"{part_name} {part} does not divide {whole_name} {whole}; {part_name} {nearest} would")

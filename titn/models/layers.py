@@ -1,0 +1,135 @@
+"""The layers of the pixel and the patch stream; the fused operations do their arithmetic."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from titn.kernels import inner_block, pixels_to_patches, short_attention
+
+MLP_RATIO = 4
+LAYER_NORM_EPS = 1e-5
+LONGEST_SHORT_SEQUENCE = 72
+
+
+class _TransformerLayer(nn.Module):
+    """Parameters of one pre-norm Transformer layer of width `dim`; q, k and v are packed as rows q, k, v of `qkv`."""
+
+    def __init__(self, dim: int, heads: int, kernels: str) -> None:
+        super().__init__()
+        self.heads = heads
+        self.kernels = kernels
+        self.norm1 = nn.LayerNorm(dim, eps=LAYER_NORM_EPS)
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.proj = nn.Linear(dim, dim)
+        self.norm2 = nn.LayerNorm(dim, eps=LAYER_NORM_EPS)
+        self.fc1 = nn.Linear(dim, MLP_RATIO * dim)
+        self.fc2 = nn.Linear(MLP_RATIO * dim, dim)
+
+
+class PixelLayer(_TransformerLayer):
+    """The inner Transformer layer (TNT equation 1), over the pixels of every patch."""
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """[B, N, M, C] to [B, N, M, C]: attention among the M pixels of each patch, then the MLP, both residual."""
+        return inner_block(
+            pixels.flatten(0, 1),
+            self.norm1.weight,
+            self.norm1.bias,
+            self.qkv.weight,
+            self.qkv.bias,
+            self.proj.weight,
+            self.proj.bias,
+            self.norm2.weight,
+            self.norm2.bias,
+            self.fc1.weight,
+            self.fc1.bias,
+            self.fc2.weight,
+            self.fc2.bias,
+            num_heads=self.heads,
+            eps=LAYER_NORM_EPS,
+            backend=self.kernels,
+        ).view(pixels.shape)
+
+
+class PixelsToPatches(nn.Module):
+    """Adds every patch's normalised and projected pixels to its token (TNT equation 2)."""
+
+    def __init__(self, pixels: int, pixel_dim: int, patch_dim: int, kernels: str) -> None:
+        super().__init__()
+        self.kernels = kernels
+        self.norm = nn.LayerNorm(pixel_dim, eps=LAYER_NORM_EPS)
+        self.proj = nn.Linear(pixels * pixel_dim, patch_dim)
+
+    def forward(self, pixels: Tensor, patches: Tensor) -> Tensor:
+        """Pixels [B, N, M, C] and patches [B, T, D] to patches [B, T, D]; only rows 1..N change."""
+        return pixels_to_patches(
+            pixels,
+            patches,
+            self.norm.weight,
+            self.norm.bias,
+            self.proj.weight,
+            self.proj.bias,
+            eps=LAYER_NORM_EPS,
+            backend=self.kernels,
+        )
+
+
+class PatchLayer(_TransformerLayer):
+    """The outer Transformer layer, over the tokens of an image.
+
+    `drop_path` is the probability of leaving out a residual branch for an image in training (stochastic depth,
+    arXiv 1603.09382); None builds no such branch at all.
+    """
+
+    keep: Tensor | None
+
+    def __init__(self, dim: int, heads: int, kernels: str, drop_path: float | None = None) -> None:
+        super().__init__(dim, heads, kernels)
+        # a tensor, so that layers that differ only in their rate share one compilation
+        self.register_buffer("keep", None if drop_path is None else torch.tensor(1.0 - drop_path), persistent=False)
+
+    def forward(self, patches: Tensor) -> Tensor:
+        """[B, T, D] to [B, T, D]."""
+        patches = patches + self._drop_path(self._attention(self.norm1(patches)))
+        return patches + self._drop_path(self.fc2(F.gelu(self.fc1(self.norm2(patches)))))
+
+    def _attention(self, tokens: Tensor) -> Tensor:
+        batch, length, dim = tokens.shape
+        qkv = self.qkv(tokens).view(batch, length, 3, self.heads, dim // self.heads)
+        if length <= LONGEST_SHORT_SEQUENCE:
+            heads = short_attention(qkv, backend=self.kernels)
+        else:
+            q, k, v = qkv.transpose(1, 3).unbind(2)
+            heads = F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
+        return self.proj(heads.reshape(batch, length, dim))
+
+    def _drop_path(self, branch: Tensor) -> Tensor:
+        if self.keep is None or not self.training:
+            return branch
+        kept = torch.rand(branch.shape[0], 1, 1, device=branch.device) < self.keep
+        return branch * (kept / self.keep).to(branch.dtype)
+
+
+def drop_path_rates(rate: float, depth: int) -> list[float | None]:
+    """Rates of `depth` blocks, rising linearly from 0 to `rate`; all None where `rate` is 0."""
+    if rate == 0.0:
+        return [None] * depth
+    return [rate * index / max(depth - 1, 1) for index in range(depth)]
+
+
+def initialise(module: nn.Module) -> None:
+    """DeiT's and TNT's initialisation: Linear weights truncated normal of std 0.02, biases zero, norms identity."""
+    if isinstance(module, nn.Linear):
+        nn.init.trunc_normal_(module.weight, std=0.02)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+    elif isinstance(module, nn.LayerNorm):
+        nn.init.ones_(module.weight)
+        nn.init.zeros_(module.bias)
+
+
+def table(rows: int, dim: int) -> nn.Parameter:
+    """A learned table [rows, dim] from a truncated normal of std 0.02."""
+    return nn.Parameter(nn.init.trunc_normal_(torch.empty(rows, dim), std=0.02))

@@ -1,0 +1,79 @@
+"""`python -m titn.train`: train a student, distilled from a teacher, from data to report."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from rich.console import Console
+
+from titn.cli import parse
+from titn.config import TrainConfig
+from titn.distillation import LiveTeacher
+from titn.errors import command
+from titn.experiment import Result, check_name, load_data, open_run, run_to_result, show_result
+from titn.models import MODELS
+from titn.network import NetworkSpec
+from titn.parts import select
+from titn.run import Run
+from titn.teacher import find_or_train_teacher, load_teacher
+
+PROGRAM = "python -m titn.train"
+
+
+def train(config: TrainConfig, *, console: Console | None = None) -> Result:
+    """Train a student as `config` says (unset fields come from the data set's recipe).
+
+    A teacher given by name is trained first, unless its run is there already. Returns what result.json holds.
+
+    Raises:
+        UserError: a mistake in the configuration, the data or the run folder.
+        Interrupted: SIGINT or SIGTERM came; the run can be resumed.
+    """
+    console = console or Console()
+    config, run = open_run(config)
+    check_name("model", config.network, MODELS)
+    console.print(f"Student [bold]{config.network}[/]", highlight=False)
+    parts = select(config)
+    parts.show(console)
+    dataset = load_data(config, console)
+    torch.manual_seed(config.seed)
+    module = NetworkSpec.of(config, dataset).build(parts.kernels)
+    targets, teacher, teacher_top1 = None, None, None
+    if config.teacher != "none" and not getattr(module, "distilled", False):
+        console.print(f"{config.network} has no distillation token: it trains without a teacher", highlight=False)
+        config = replace(config, teacher="none")
+    if config.teacher != "none":
+        config = replace(config, teacher=find_or_train_teacher(config, dataset, console))
+        network, teacher, teacher_top1 = load_teacher(config.teacher, dataset)
+        targets = LiveTeacher(network.to(parts.device), config.distillation, parts.amp)
+    run = run or Run.create(config)
+    torch.manual_seed(config.seed)
+    return run_to_result(
+        config,
+        parts,
+        dataset,
+        run,
+        module,
+        console,
+        command=PROGRAM,
+        targets=targets,
+        teacher=teacher,
+        teacher_top1=teacher_top1,
+    )
+
+
+@command
+def main(argv: list[str] | None = None) -> None:
+    console = Console()
+    result = train(parse(TrainConfig, argv, PROGRAM), console=console)
+    show_result(
+        result,
+        console,
+        ("Evaluate it again", f"python -m titn.evaluate {result.run}"),
+        ("Learning curves", f"tensorboard --logdir {result.run}/tensorboard"),
+    )
+
+
+if __name__ == "__main__":
+    main()
