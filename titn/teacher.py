@@ -54,7 +54,7 @@ def train_teacher(
     torch.manual_seed(config.seed)
     module = NetworkSpec.of(config, dataset).build()
     if config.init is not None and run is None:
-        load_initial_weights(module, config.network, Path(config.init))
+        console.print(load_initial_weights(module, config.network, Path(config.init)), highlight=False)
     run = run or Run.create(config, name)
     return run_to_result(config, parts, dataset, run, module, console, command=PROGRAM)
 

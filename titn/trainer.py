@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -22,45 +21,13 @@ from titn.distillation import TeacherTargets
 from titn.errors import UserError
 from titn.interrupt import Interrupted, StopRequest
 from titn.kernels import distillation_loss
+from titn.meters import Tally, Throughput
 from titn.metrics import classification_metrics
 from titn.network import NetworkSpec
 from titn.optimization import build_optimizer, learning_rate
 from titn.parts import Parts
 from titn.pipelines import Augmentation, Batch, EpochPlan, TorchPipeline
 from titn.run import Run
-
-
-@dataclass
-class Tally:
-    """Sums over the images of an epoch, float64 on the device until they are shown."""
-
-    images: int
-    sums: Tensor  # [3]: loss, correct against labels_a, agreed with the teacher
-
-    @classmethod
-    def start(cls, device: torch.device, saved: dict[str, Any] | None) -> Tally:
-        saved = saved or {"images": 0, "sums": [0.0, 0.0, 0.0]}
-        return cls(saved["images"], torch.tensor(saved["sums"], dtype=torch.float64, device=device))
-
-    def means(self) -> list[float]:
-        return (self.sums / max(self.images, 1)).tolist()
-
-
-class Throughput:
-    """Images per second of an epoch; its first lap, which may compile, counts only where it is the only one."""
-
-    def __init__(self, images: int) -> None:
-        self.from_images, self.began, self.laps = images, time.perf_counter(), 0
-        self.images, self.seconds = 0, 0.0
-
-    def lap(self, images: int) -> float:
-        """The rate so far; `images` is the epoch's count of finished images."""
-        now = time.perf_counter()
-        self.images, self.seconds = images - self.from_images, now - self.began
-        self.laps += 1
-        if self.laps == 1:
-            self.from_images, self.began = images, now
-        return self.images / self.seconds
 
 
 class Trainer:
@@ -91,6 +58,8 @@ class Trainer:
         )
         self.epochs = config.epochs
         self.batch_size = min(config.batch_size, len(dataset.train_labels))
+        if self.batch_size < config.batch_size:
+            console.print(f"batch size {self.batch_size}: there are no more training images", highlight=False)
         self.steps = self.pipeline.steps(self.batch_size)
         self.position = Position(0)
         self.progress: dict[str, Any] = {
@@ -143,7 +112,7 @@ class Trainer:
         """The rest of the epoch that `position` stands in; returns its sums and its images per second."""
         epoch = self.position.epoch
         plan = EpochPlan.draw(
-            augmentation_of(self.config),
+            augmentation_of(self.config, self.batch_size),
             size=len(self.dataset.train_labels),
             image_size=self.dataset.image_size,
             seed=self.config.seed,
@@ -219,8 +188,15 @@ class Trainer:
         )
 
     def evaluate(self) -> Tensor:
-        """Test logits of the current weights."""
-        return test_logits(self.module, self.dataset, self.device)
+        """Test logits of the current weights.
+
+        Raises:
+            UserError: one of them is not finite.
+        """
+        logits = test_logits(self.module, self.dataset, self.device)
+        if not torch.isfinite(logits).all():
+            raise UserError(self.not_finite("a test logit"))
+        return logits
 
     def end_epoch(self, tally: Tally, rate: float, logits: Tensor) -> None:
         """Log the epoch and save a checkpoint."""
@@ -261,23 +237,25 @@ class Trainer:
             self.run.checkpoints, self.position, self.module, self.spec, self.optimizer, self.progress, best=best
         )
 
-    def not_finite(self) -> str:
+    def not_finite(self, what: str = "the loss") -> str:
+        """What to say when training has diverged."""
         newest = checkpoint.newest(self.run.checkpoints)
         kept = f"the last good checkpoint is {newest}" if newest else "no checkpoint was written yet"
         return (
-            f"the loss is no longer finite in epoch {self.position.epoch + 1}, step {self.position.step}; {kept}: "
+            f"{what} is no longer finite in epoch {self.position.epoch + 1}, step {self.position.step}; {kept}: "
             "try a lower --lr, --warmup-epochs or --amp off"
         )
 
 
-def augmentation_of(config: RunConfig) -> Augmentation:
-    """The augmentation that the configuration describes."""
+def augmentation_of(config: RunConfig, batch_size: int) -> Augmentation:
+    """The augmentation that the configuration describes; one box per batch needs to know the batch."""
     return Augmentation(
         crop_padding=config.crop_padding,
         flip=config.flip,
         policy=config.augmentation,
         mix=config.mix,
         mix_alpha=config.mix_alpha,
+        mix_batch=batch_size,
     )
 
 

@@ -42,9 +42,9 @@ def fold_weight(weight: Tensor) -> Tensor:
 def initialise_folded(module: nn.Module) -> None:
     """torchvision's initialisation of VGG, in the folded layout, from torch's global generator.
 
-    The first Linear is drawn with standard deviation 0.07, that of a sum of 49 weights of 0.01: the same distribution of
-    functions as the unfolded network's, and close to He's sqrt(2 / 512) = 0.0625. A step of gradient descent moves the
-    folded weight once, not 49 copies of it, so at the same rate this one layer moves 49 times less than the copies' sum.
+    The first Linear is drawn with standard deviation 0.07, that of a sum of 49 weights of 0.01: the same distribution
+    of functions as the unfolded network's, and close to He's sqrt(2 / 512) = 0.0625. A step of gradient descent moves
+    the folded weight once, not 49 copies, so at the same rate it moves 49 times less than the copies' sum would.
     """
     for layer in module.modules():
         if isinstance(layer, nn.Conv2d):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import functools
 import importlib.util
 import os
 from collections.abc import Callable, Mapping
 
 import torch
+
+
+_INSTALLED = {name: importlib.util.find_spec(name) is not None for name in ("triton", "xformers")}
 
 
 class BackendUnavailable(RuntimeError):
@@ -40,10 +42,9 @@ def choose(operation: str, requested: str, reasons: Mapping[str, Callable[[], li
     return requested
 
 
-@functools.cache
 def installed(package: str) -> bool:
-    """Whether `package` can be imported, without importing it."""
-    return importlib.util.find_spec(package) is not None
+    """Whether an optional package ("triton" or "xformers") was there when this module was imported."""
+    return _INSTALLED[package]
 
 
 def interpreting() -> bool:
@@ -66,3 +67,10 @@ def triton_reasons(tensor: torch.Tensor, requested: str) -> list[str]:
     if torch.cuda.get_device_capability(tensor.device) < (8, 0):
         return ["the device's compute capability is below 8.0"]
     return []
+
+
+def autocast_dtype(device_type: str) -> torch.dtype | None:
+    """The dtype that autocast asks for on this kind of device; None where it is off or unknown (the meta device)."""
+    if torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type):
+        return torch.get_autocast_dtype(device_type)
+    return None

@@ -25,10 +25,12 @@ class Compilation:
         operation: name of the public operation, such as "inner_block".
         kernel: which of its kernels, such as "forward".
         function: the `@triton.jit` function.
-        types: Triton type of every run-time argument ("*bf16", "i32", "fp32", ...), by name; pointers count as 16-byte aligned.
+        types: Triton type of every run-time argument ("*bf16", "i32", "fp32", ...), by name; pointers count as aligned
+            to 16 bytes.
         constants: value of every `tl.constexpr` argument, by name.
         options: launch options: num_warps, num_stages.
-        rows_per_tile: rows (tokens, or batch rows) that one pass of the kernel's main loop handles.
+        rows_per_tile: rows (tokens, or batch rows) that one pass of the kernel's main loop handles; 0 for a kernel whose
+            work does not grow with the rows.
         widths: what distinguishes the configuration, such as "16x12 4 heads".
     """
 
@@ -51,7 +53,7 @@ class Resources:
         stack: bytes of local memory per thread; above zero means spills.
         shared: bytes of shared memory per program.
         instructions: machine instructions of the whole kernel, by mnemonic ("HMMA", "FFMA", "LDL", ...).
-        loop: those between the ends of the longest loop, by mnemonic; empty where the kernel has none.
+        loop: those within its loops (over rows, one after the other), by mnemonic; empty where it has none.
     """
 
     registers: int
@@ -104,21 +106,23 @@ def resources(compiled: Any) -> Resources:
         usage = _cuobjdump("--dump-resource-usage", file.name)
         listing = _parse_sass(_cuobjdump("--dump-sass", file.name))
     found = {name: int(value) for name, value in re.findall(r"\b(REG|STACK):(\d+)", usage)}
-    start, end = _longest_loop(listing)
+    loops = _outermost_loops(listing)
     return Resources(
         registers=found["REG"],
         stack=found["STACK"],
         shared=compiled.metadata.shared,
         instructions=Counter(i.mnemonic for i in listing),
-        loop=Counter(i.mnemonic for i in listing if start <= i.address <= end),
+        loop=Counter(i.mnemonic for i in listing if any(start <= i.address <= end for start, end in loops)),
     )
 
 
 def warp_instructions_per_row(c: Compilation, found: Resources) -> float:
-    """Instructions issued by all warps of a program in one pass of the main loop, per row handled.
+    """Instructions issued by all warps of a program in one pass of every loop, per row handled.
 
-    Where the kernel has no loop, all its instructions count, as one pass.
+    Where the kernel has no loop, all its instructions count, as one pass; 0 where its work does not grow with the rows.
     """
+    if c.rows_per_tile == 0:
+        return 0.0
     count = sum((found.loop or found.instructions).values())
     return count * c.options["num_warps"] / c.rows_per_tile
 
@@ -126,7 +130,10 @@ def warp_instructions_per_row(c: Compilation, found: Resources) -> float:
 def issue_floor_microseconds(
     per_row: float, rows: int, *, multiprocessors: int = 132, schedulers: int = 4, gigahertz: float = 1.75
 ) -> float:
-    """Least time to issue `per_row` warp instructions for each of `rows` rows, one per scheduler and cycle (default: H200)."""
+    """Least time to issue `per_row` warp instructions for each of `rows` rows: one per scheduler and cycle.
+
+    The defaults are those of one H200.
+    """
     return per_row * rows / (multiprocessors * schedulers * gigahertz * 1e3)
 
 
@@ -153,10 +160,13 @@ def _parse_sass(text: str) -> list[_Instruction]:
     return found
 
 
-def _longest_loop(listing: list[_Instruction]) -> tuple[int, int]:
-    """First and last address of the backward branch that spans most; (0, -1) without one. The trap loop at the end has length 0."""
-    start, end = 0, -1
-    for i in listing:
-        if i.branch_target is not None and i.branch_target < i.address and i.address - i.branch_target > end - start:
-            start, end = i.branch_target, i.address
-    return start, end
+def _outermost_loops(listing: list[_Instruction]) -> list[tuple[int, int]]:
+    """First and last addresses of the backward branches that lie within no other (a branch to itself is the end's trap)."""
+    backward = [
+        (i.branch_target, i.address) for i in listing if i.branch_target is not None and i.branch_target < i.address
+    ]
+    return [
+        (start, end)
+        for start, end in backward
+        if not any(other != (start, end) and other[0] <= start and end <= other[1] for other in backward)
+    ]

@@ -1,7 +1,7 @@
 """Tuned launch configurations, one table for all operations: (kernel, widths, architecture) to its settings.
 
-An architecture is a compute capability such as 90; 0 stands for any without an entry of its own. Nothing is tuned while training, so that every
-process of a run launches the same kernels.
+An architecture is a compute capability such as 90; 0 stands for any without an entry of its own. Nothing is tuned while
+training, so that every process of a run launches the same kernels.
 """
 
 from __future__ import annotations
@@ -9,16 +9,35 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 CONFIGURATIONS: dict[tuple[str, str, int], Mapping[str, int]] = {
-    # Inner block, by the padded channels CP. resident: weights in registers; shared_sums: see backward.py.
-    ("inner_block.forward", "16", 0): {"num_warps": 4, "resident": 1, "programs": 4},
-    ("inner_block.forward", "32", 0): {"num_warps": 4, "resident": 1, "programs": 2},
-    ("inner_block.forward", "64", 0): {"num_warps": 4, "resident": 0, "programs": 2},
-    ("inner_block.mlp_backward", "16", 0): {"num_warps": 4, "resident": 1, "shared_sums": 0, "programs": 2},
-    ("inner_block.mlp_backward", "32", 0): {"num_warps": 4, "resident": 0, "shared_sums": 1, "programs": 2},
-    ("inner_block.mlp_backward", "64", 0): {"num_warps": 8, "resident": 0, "shared_sums": 1, "programs": 1},
-    ("inner_block.attention_backward", "16", 0): {"num_warps": 4, "resident": 1, "shared_sums": 0, "programs": 2},
-    ("inner_block.attention_backward", "32", 0): {"num_warps": 4, "resident": 0, "shared_sums": 1, "programs": 2},
-    ("inner_block.attention_backward", "64", 0): {"num_warps": 8, "resident": 0, "shared_sums": 1, "programs": 1},
+    # Inner block, by padded channels. Residence of weights, shared_sums and parts: kernels/inner_block/forward.py and
+    # backward.py; programs: per multiprocessor.
+    ("inner_block.forward", "16", 0): {"num_warps": 4, "resident_slices": 9, "resident_blocks": 9, "programs": 4},
+    ("inner_block.forward", "32", 0): {"num_warps": 4, "resident_slices": 2, "resident_blocks": 4, "programs": 2},
+    ("inner_block.forward", "64", 0): {"num_warps": 8, "resident_slices": 0, "resident_blocks": 0, "programs": 1},
+    ("inner_block.mlp_backward", "16", 0): {"num_warps": 4, "resident": 1, "shared_sums": 0, "parts": 1, "programs": 3},
+    ("inner_block.mlp_backward", "32", 0): {"num_warps": 4, "resident": 0, "shared_sums": 1, "parts": 2, "programs": 2},
+    ("inner_block.mlp_backward", "64", 0): {"num_warps": 8, "resident": 0, "shared_sums": 1, "parts": 5, "programs": 1},
+    ("inner_block.attention_backward", "16", 0): {
+        "num_warps": 4,
+        "resident": 1,
+        "shared_sums": 0,
+        "parts": 1,
+        "programs": 2,
+    },
+    ("inner_block.attention_backward", "32", 0): {
+        "num_warps": 4,
+        "resident": 0,
+        "shared_sums": 1,
+        "parts": 2,
+        "programs": 2,
+    },
+    ("inner_block.attention_backward", "64", 0): {
+        "num_warps": 8,
+        "resident": 0,
+        "shared_sums": 1,
+        "parts": 4,
+        "programs": 1,
+    },
 }
 
 

@@ -1,10 +1,11 @@
+# mypy: disable-error-code="no-untyped-def"
 """Device functions shared by the Triton kernels: products of small batched tiles, GELU, LayerNorm, masks.
 
-Tiles are [G, rows, columns]: G independent tiles, one (or a few) to a warp, so that a batched `tl.dot` becomes one chain of
-`mma` instructions per tile, and the result of one product is the operand of the next without leaving its registers wherever the
-contraction runs over the columns of the former result. `transposed` serves the other cases.
+Tiles are [G, rows, columns]: G independent tiles, one to a warp, so that a batched `tl.dot` becomes one chain of `mma`
+instructions per tile, and the result of one product is the operand of the next without leaving its registers wherever
+the contraction runs over the columns of the former result. `transposed` serves the other cases.
 
-Every function takes FAST: inline PTX, which Triton's interpreter cannot run, or the same mathematics without it.
+FAST chooses inline PTX, which Triton's interpreter cannot run; without it the same mathematics runs in plain Triton.
 """
 
 import triton
@@ -15,22 +16,20 @@ import triton.language as tl
 def exp2(x, FAST: tl.constexpr):
     """2^x in float32; FAST: within 2 units in the last place, denormal results become 0."""
     if FAST:
-        return tl.inline_asm_elementwise(
-            "ex2.approx.ftz.f32 $0, $1;", "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1
-        )
+        y = tl.inline_asm_elementwise("ex2.approx.ftz.f32 $0, $1;", "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1)
     else:
-        return tl.exp2(x)
+        y = tl.exp2(x)
+    return y
 
 
 @triton.jit
 def reciprocal(x, FAST: tl.constexpr):
     """1 / x in float32; FAST: within 1 unit in the last place."""
     if FAST:
-        return tl.inline_asm_elementwise(
-            "rcp.approx.ftz.f32 $0, $1;", "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1
-        )
+        y = tl.inline_asm_elementwise("rcp.approx.ftz.f32 $0, $1;", "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1)
     else:
-        return 1.0 / x
+        y = 1.0 / x
+    return y
 
 
 @triton.jit
@@ -38,11 +37,12 @@ def keep(x, mask, FAST: tl.constexpr):
     """x where the (broadcastable) mask holds, else 0; FAST and 16 bits: one `and` for two elements."""
     if FAST and x.dtype.primitive_bitwidth == 16:
         bits = tl.where(mask, -1, 0).to(tl.int16)
-        return tl.inline_asm_elementwise(
+        kept = tl.inline_asm_elementwise(
             "and.b32 $0, $1, $2;", "=r,r,r", [x, bits], dtype=x.dtype, is_pure=True, pack=2
         )
     else:
-        return tl.where(mask, x, 0.0)
+        kept = tl.where(mask, x, 0.0)
+    return kept
 
 
 @triton.jit
@@ -80,7 +80,7 @@ def identity(N: tl.constexpr, G: tl.constexpr, dtype: tl.constexpr):
 def transposed(x, eye):
     """The transpose of every tile, exact, as the product of `eye` with x^T.
 
-    A tensor-core product moves the elements with two instructions a 16x16 tile; through shared memory it takes twice as many and barriers.
+    Two tensor-core instructions move a 16x16 tile; through shared memory it takes twice as many, and barriers.
     """
     return product0(eye, swap(x)).to(x.dtype)
 
@@ -116,7 +116,10 @@ def gelu_and_slope(h, FAST: tl.constexpr):
 
 @triton.jit
 def normalised(x, C: tl.constexpr, eps):
-    """Rows of x [G, T, CP] (float32, 0 from column C) to mean 0 and variance 1 over C columns; and 1 / deviation [G, T]."""
+    """Rows of x [G, T, CP] (float32, 0 from column C) brought to mean 0 and variance 1 over C columns, and 1 / deviation.
+
+    eps is added to the variance; 1 / deviation is [G, T].
+    """
     inside = tl.arange(0, x.shape[2]) < C
     centred = tl.where(inside[None, None, :], x - (tl.sum(x, 2) * (1.0 / C))[:, :, None], 0.0)
     scale = tl.rsqrt(tl.sum(centred * centred, 2) * (1.0 / C) + eps)

@@ -1,11 +1,8 @@
-"""Data sets: real MNIST and CIFAR, folders, Parquet, splits, statistics, the cache, and damaged files."""
+"""Data sets: digits, real MNIST and CIFAR, splits, subsets, statistics and the cache of decoded images."""
 
 import hashlib
 import logging
-import os
-import pickle
 import shutil
-import socket
 from pathlib import Path
 
 import numpy as np
@@ -14,79 +11,15 @@ import pytest
 import torchvision
 from PIL import Image
 from sklearn.datasets import load_digits
+from stored_data import message, same
 from torchvision.transforms import functional
 
-from titn.datasets import Dataset, load_dataset
+from titn.datasets import load_dataset
 from titn.decode import fit
-from titn.errors import UserError
+from titn.parquet import find_parquet
 from titn.splits import balanced_subset, channel_statistics, stratified_test_rows
 
-CIFAR_HASHES = {
-    "cifar10": ("61bea91e73ac2b02", "52a9dc125982c044"),
-    "cifar100": ("2aa2e92a742ec0fb", "2716d826d85ee9ca"),
-}
-
-
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("TITN_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache"
-
-
-@pytest.fixture
-def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: object, **__: object) -> None:
-        raise OSError("no network")
-
-    monkeypatch.setattr(socket, "getaddrinfo", refuse)
-
-
-@pytest.fixture
-def image_folder(tmp_path: Path) -> Path:
-    """Digit scans as files: 3 classes of 10 images, of several formats, modes and sizes."""
-    scans = load_digits()
-    folder = tmp_path / "scans"
-    for digit in range(3):
-        (folder / f"digit{digit}").mkdir(parents=True)
-        for number, scan in enumerate(scans.images[scans.target == digit][:10]):
-            image = Image.fromarray((scan * 15).astype(np.uint8)).resize((30 + 3 * number, 40))
-            if number % 2:
-                image.convert("RGB").save(folder / f"digit{digit}" / f"{number}.JPG", quality=95)
-            else:
-                image.save(folder / f"digit{digit}" / f"{number}.png")
-    return folder
-
-
-def message(name: str | Path, data_dir: Path | None = None, **options: int) -> str:
-    """The one line that loading fails with."""
-    with pytest.raises(UserError) as caught:
-        load_dataset(str(name), data_dir, **options)
-    text = str(caught.value)
-    assert "\n" not in text
-    return text
-
-
-def same(one: Dataset, two: Dataset) -> bool:
-    arrays = ("train_images", "train_labels", "test_images", "test_labels")
-    return all(np.array_equal(getattr(one, name), getattr(two, name)) for name in arrays) and (
-        (one.class_names, one.mean, one.std, one.fingerprint) == (two.class_names, two.mean, two.std, two.fingerprint)
-    )
-
-
-def copy_shard(source: Path, folder: Path, rows: int) -> Path:
-    """The first rows of a real Parquet shard, schema metadata included, as train and test."""
-    folder.mkdir(parents=True)
-    table = pq.read_table(source).slice(0, rows)
-    pq.write_table(table, folder / "train-00000-of-00001.parquet")
-    pq.write_table(table, folder / "test-00000-of-00001.parquet")
-    return folder
-
-
-@pytest.fixture
-def small_cifar(shared_data: Path, tmp_path: Path) -> Path:
-    """A data_dir whose cifar10 has the first 300 real test images in both splits."""
-    copy_shard(shared_data / "cifar10" / "test-00000-of-00001.parquet", tmp_path / "data" / "cifar10", 300)
-    return tmp_path / "data"
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 def test_digits_are_the_scans_in_a_fixed_stratified_split() -> None:
@@ -133,31 +66,41 @@ def test_mnist_is_the_real_one(shared_data: Path) -> None:
         assert same(load_dataset("mnist", folder), resized)
 
 
-@pytest.mark.parametrize("name", ["cifar10", "cifar100"])
-def test_cifar_pixels_are_exact_and_statistics_are_numpys(name: str, shared_data: Path, own_cache: Path) -> None:
-    data = load_dataset(name, shared_data)
-    assert data.train_images.shape == (50000, 32, 32, 3)
-    assert data.test_images.shape == (10000, 32, 32, 3)
-    assert np.array_equal(np.bincount(data.train_labels), np.full(data.num_classes, 50000 // data.num_classes))
-    splits = (("train", data.train_images, data.train_labels), ("test", data.test_images, data.test_labels))
-    for (split, images, labels), prefix in zip(splits, CIFAR_HASHES[name], strict=True):
-        paths: list[str] = []
-        for shard in sorted((shared_data / name).glob(f"{split}-*.parquet")):
-            paths += [item["path"] for item in pq.read_table(shard, columns=["img"]).column("img").to_pylist()]
-        order = sorted(range(len(paths)), key=lambda row: (data.class_names[labels[row]], paths[row]))
-        digest = hashlib.sha256()
-        for row in order:
-            digest.update(images[row].tobytes())
-        assert digest.hexdigest().startswith(prefix)
+def pixel_hash(images: np.ndarray, labels: np.ndarray, names: tuple[str, ...], shards: list[Path]) -> str:
+    """SHA-256 over the images sorted by class name and the path that the shards give them."""
+    paths: list[str] = []
+    for shard in sorted(shards):
+        paths += [item["path"] for item in pq.read_table(shard, columns=["img"]).column("img").to_pylist()]
+    digest = hashlib.sha256()
+    for row in sorted(range(len(paths)), key=lambda row: (names[labels[row]], paths[row])):
+        digest.update(images[row].tobytes())
+    return digest.hexdigest()
+
+
+def test_cifar10_is_exact_and_cached(shared_data: Path, own_cache: Path) -> None:
+    data = load_dataset("cifar10", shared_data)
+    folder = shared_data / "cifar10"
+    train = pixel_hash(data.train_images, data.train_labels, data.class_names, list(folder.glob("train-*")))
+    test = pixel_hash(data.test_images, data.test_labels, data.class_names, list(folder.glob("test-*")))
+    assert (train[:16], test[:16]) == ("61bea91e73ac2b02", "52a9dc125982c044")
+    assert np.bincount(data.train_labels).tolist() == [5000] * 10
     for channel in range(3):
         scaled = data.train_images[..., channel].ravel() / 255.0
         assert data.mean[channel] == pytest.approx(scaled.mean(), rel=1e-12)
         assert data.std[channel] == pytest.approx(scaled.std(), rel=1e-12)
     (cached,) = own_cache.iterdir()
     before = cached.stat().st_mtime_ns
-    again = load_dataset(name, shared_data / name)
-    assert same(again, data)
+    assert same(load_dataset("cifar10", folder), data)
     assert cached.stat().st_mtime_ns == before
+
+
+def test_cifar100_has_its_fine_labels_and_exact_pixels(shared_data: Path) -> None:
+    found = find_parquet(shared_data / "cifar100")
+    assert found is not None
+    images, labels, names = found[1].read(32, 3)
+    assert names is not None and len(names) == 100
+    assert np.bincount(labels).tolist() == [100] * 100
+    assert pixel_hash(images, labels, names, list(found[1].files)).startswith("2716d826d85ee9ca")
 
 
 def test_statistics_are_exact_and_a_constant_channel_is_left_alone() -> None:
@@ -207,81 +150,7 @@ def test_fit_equals_torchvisions_resize_and_centre_crop(size: tuple[int, int]) -
     pixels = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
     image = Image.fromarray(pixels)
     expected = functional.center_crop(functional.resize(image, 32), 32)
-    assert np.array_equal(fit(image, 32), expected)
-
-
-def test_folder_of_classes_equals_torchvisions_image_folder(image_folder: Path) -> None:
-    (image_folder / "digit0" / "notes.txt").write_text("no image")
-    (image_folder / ".hidden").mkdir()
-    data = load_dataset(str(image_folder))
-    assert data.class_names == ("digit0", "digit1", "digit2")
-    assert data.name == "scans"
-    assert data.train_images.shape == (24, 32, 32, 3)
-    assert np.bincount(data.test_labels).tolist() == [2, 2, 2]
-    shutil.rmtree(image_folder / ".hidden")
-    expected = {
-        (functional.center_crop(functional.resize(image, 32), 32).tobytes(), label)
-        for image, label in torchvision.datasets.ImageFolder(image_folder)
-    }
-    found = zip(
-        np.concatenate([data.train_images, data.test_images]),
-        np.concatenate([data.train_labels, data.test_labels]),
-        strict=True,
-    )
-    assert {(image.tobytes(), label) for image, label in found} == expected
-    assert same(load_dataset("scans", image_folder.parent), data)
-
-
-def test_folder_with_its_own_test_split(image_folder: Path) -> None:
-    root = image_folder.parent / "split"
-    shutil.copytree(image_folder, root / "train")
-    shutil.copytree(image_folder / "digit2", root / "val" / "digit2")
-    data = load_dataset(str(root))
-    assert data.train_images.shape == (30, 32, 32, 3)
-    assert data.test_labels.tolist() == [2] * 10
-    assert np.array_equal(data.test_images, data.train_images[data.train_labels == 2])
-    (root / "val" / "digit7").mkdir()
-    assert str(root / "val" / "digit7") in message(root)
-    shutil.rmtree(root / "train")
-    assert "no train/" in message(root)
-
-
-def test_unusable_folders(image_folder: Path, tmp_path: Path) -> None:
-    empty = tmp_path / "empty"
-    empty.mkdir()
-    assert str(empty) in message(empty)
-    shutil.copytree(image_folder / "digit0", tmp_path / "one" / "digit0")
-    assert "1 class folder" in message(tmp_path / "one")
-    (image_folder / "digit3").mkdir()
-    assert str(image_folder / "digit3") in message(image_folder)
-    assert "did you mean cifar10?" in message("cifar-10", tmp_path)
-    assert "unknown data set" in message(tmp_path / "absent")
-    assert "unknown data set" in message("")
-
-
-@pytest.mark.parametrize("damage", ["text", "empty", "truncated", "deep"])
-def test_unreadable_image_is_named(image_folder: Path, damage: str) -> None:
-    path = image_folder / "digit1" / "4.png"
-    if damage == "deep":
-        Image.fromarray(np.zeros((40, 40), np.uint16)).save(path)
-    else:
-        path.write_bytes({"text": b"no image", "empty": b"", "truncated": path.read_bytes()[:-60]}[damage])
-    text = message(image_folder)
-    assert str(path) in text
-    assert ("8 bits" in text) == (damage == "deep")
-
-
-def test_large_images_are_decoded_in_threads_to_the_same_pixels(tmp_path: Path) -> None:
-    noise = np.random.default_rng(0).integers(0, 256, (8, 90, 70, 3), dtype=np.uint8)
-    for number, pixels in enumerate(noise):
-        folder = tmp_path / "noise" / str(number % 2)
-        folder.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(pixels).save(folder / f"{number}.png")
-    data = load_dataset("noise", tmp_path)
-    found = {image.tobytes() for image in np.concatenate([data.train_images, data.test_images])}
-    assert found == {np.asarray(fit(Image.fromarray(pixels), 32)).tobytes() for pixels in noise}
-    (tmp_path / "noise" / "1" / "7.png").write_bytes(b"no image")
-    assert "7.png" in message("noise", tmp_path)
+    assert np.array_equal(np.asarray(fit(image, 32)), np.asarray(expected))
 
 
 def test_cache_is_rebuilt_when_damaged_and_follows_its_sources(image_folder: Path, own_cache: Path) -> None:
@@ -309,155 +178,3 @@ def test_unwritable_cache_is_a_warning(image_folder: Path, own_cache: Path, capl
         assert same(load_dataset(str(image_folder)), data)
     assert [record.levelname for record in caplog.records] == ["WARNING"]
     assert str(own_cache) in caplog.text
-
-
-def test_parquet_folder_without_names_and_with_other_sizes(small_cifar: Path) -> None:
-    named = load_dataset("cifar10", small_cifar)
-    assert np.array_equal(named.train_images, named.test_images)
-    folder = small_cifar / "cifar10"
-    for path in folder.iterdir():
-        table = pq.read_table(path)
-        pq.write_table(table.replace_schema_metadata(None).rename_columns(["image", "label"]), path)
-    plain = load_dataset(str(folder), image_size=24)
-    assert plain.class_names == tuple("0123456789")
-    expected = functional.resize(Image.fromarray(named.train_images[3]), 24)
-    assert np.array_equal(plain.train_images[3], expected)
-    assert load_dataset("cifar10", small_cifar).class_names == named.class_names
-
-
-def test_damaged_parquet(small_cifar: Path) -> None:
-    folder = small_cifar / "cifar10"
-    train, test = folder / "train-00000-of-00001.parquet", folder / "test-00000-of-00001.parquet"
-    whole = train.read_bytes()
-    for damaged in (whole[: len(whole) // 2], b"", b"PAR1" * 100):
-        train.write_bytes(damaged)
-        assert str(train) in message("cifar10", small_cifar)
-    table = pq.read_table(test)
-    for broken, expected in (
-        (table.slice(0, 0), "no rows"),
-        (table.drop_columns(["label"]), "a column label"),
-        (table.set_column(0, "img", table.column("label")), "struct"),
-        (table.set_column(1, "label", table.column("img").combine_chunks().field("path")), "whole numbers"),
-        (table.set_column(1, "label", [list(range(300))]), "class names"),
-    ):
-        pq.write_table(broken, train)
-        text = message("cifar10", small_cifar)
-        assert expected in text
-    items = table.column("img").to_pylist()
-    for bad, expected in ((None, "no image"), (b"no image", "cannot read the image")):
-        changed = [*items[:7], {"bytes": bad, "path": "x.png"}, *items[8:]]
-        pq.write_table(table.set_column(0, table.schema.field("img"), [changed]), train)
-        text = message("cifar10", small_cifar)
-        assert expected in text
-        assert f"{train}, row 7" in text
-
-
-def test_shards_that_do_not_belong_together(small_cifar: Path, shared_data: Path) -> None:
-    folder = small_cifar / "cifar10"
-    train, test = folder / "train-00000-of-00001.parquet", folder / "test-00000-of-00001.parquet"
-    test.rename(folder / "kept")
-    assert "no test*.parquet" in message("cifar10", small_cifar)
-    (folder / "kept").rename(test)
-    first = train.rename(folder / "train-00000-of-00002.parquet")
-    assert str(folder / "train-00001-of-00002.parquet") in message("cifar10", small_cifar)
-    shutil.copy(first, folder / "train-00001-of-00003.parquet")
-    assert "mixes shards" in message("cifar10", small_cifar)
-    (folder / "train-00001-of-00003.parquet").unlink()
-    other = copy_shard(shared_data / "cifar100" / "test-00000-of-00001.parquet", small_cifar / "other", 10)
-    shutil.copy(other / "test-00000-of-00001.parquet", folder / "train-00001-of-00002.parquet")
-    assert str(folder / "train-00001-of-00002.parquet") in message("cifar10", small_cifar)
-    (folder / "train-00001-of-00002.parquet").unlink()
-    first.rename(train)
-    shutil.copy(other / "test-00000-of-00001.parquet", test)
-    assert str(test) in message("cifar10", small_cifar)
-
-
-@pytest.mark.parametrize("name", ["cifar100", "mnist"])
-def test_another_data_set_is_not_mistaken_for_the_one_asked_for(name: str, small_cifar: Path) -> None:
-    text = message(name, small_cifar / "cifar10")
-    assert name in text
-    assert str(small_cifar / "cifar10") in text
-
-
-@pytest.mark.parametrize("damage", ["truncated", "empty", "missing", "changed"])
-def test_damaged_idx(damage: str, shared_data: Path, tmp_path: Path) -> None:
-    raw = tmp_path / "MNIST" / "raw"
-    shutil.copytree(shared_data / "MNIST" / "raw", raw, copy_function=os.symlink)
-    path = raw / "t10k-labels-idx1-ubyte"
-    whole = path.read_bytes()
-    path.unlink()
-    if damage != "missing":
-        flipped = whole[:-1] + bytes([whole[-1] ^ 1])
-        path.write_bytes({"truncated": whole[:-5], "empty": b"", "changed": flipped}[damage])
-    assert str(path) in message("mnist", tmp_path)
-
-
-class Harmful:
-    """Leaves a trace when it is unpickled."""
-
-    def __init__(self, trace: Path) -> None:
-        self.trace = trace
-
-    def __reduce__(self) -> tuple[object, tuple[Path]]:
-        return Path.touch, (self.trace,)
-
-
-def test_unverified_pickle_is_never_opened(tmp_path: Path) -> None:
-    kind = torchvision.datasets.CIFAR10
-    folder = tmp_path / kind.base_folder
-    folder.mkdir()
-    trace = tmp_path / "trace"
-    for name in [
-        "data_batch_1",
-        "data_batch_2",
-        "data_batch_3",
-        "data_batch_4",
-        "data_batch_5",
-        "test_batch",
-        "batches.meta",
-    ]:
-        (folder / name).write_bytes(pickle.dumps(Harmful(trace)))
-    assert str(folder / "data_batch_1") in message("cifar10", tmp_path)
-    (folder / "data_batch_1").unlink()
-    assert str(folder / "data_batch_1") in message("cifar10", folder)
-    assert not trace.exists()
-    pickle.loads((folder / "test_batch").read_bytes())
-    assert trace.exists()
-
-
-def test_torchvision_cifar_layout(tmp_path: Path, shared_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Real test images repacked in torchvision's layout, with checksums of this copy, read back as they were."""
-    kind = torchvision.datasets.CIFAR100
-    table = pq.read_table(shared_data / "cifar100" / "test-00000-of-00001.parquet").slice(0, 500)
-    copy_shard(shared_data / "cifar100" / "test-00000-of-00001.parquet", tmp_path / "parquet", 500)
-    expected = load_dataset("cifar100", tmp_path / "parquet")
-    folder = tmp_path / "data" / kind.base_folder
-    folder.mkdir(parents=True)
-    rows = expected.train_images.transpose(0, 3, 1, 2).reshape(len(table), -1)
-    contents = {
-        "train": {"data": rows, "fine_labels": expected.train_labels.tolist()},
-        "test": {"data": rows, "fine_labels": expected.test_labels.tolist()},
-        "meta": {"fine_label_names": list(expected.class_names)},
-    }
-    checksums = {}
-    for name, content in contents.items():
-        (folder / name).write_bytes(pickle.dumps(content))
-        checksums[name] = hashlib.md5((folder / name).read_bytes()).hexdigest()
-    monkeypatch.setattr(kind, "train_list", [["train", checksums["train"]]])
-    monkeypatch.setattr(kind, "test_list", [["test", checksums["test"]]])
-    monkeypatch.setattr(kind, "meta", {**kind.meta, "md5": checksums["meta"]})
-    assert same(load_dataset("cifar100", tmp_path / "data"), expected)
-    assert same(load_dataset("cifar100", folder), expected)
-
-
-@pytest.mark.usefixtures("no_network")
-@pytest.mark.parametrize("name", ["mnist", "cifar10", "cifar100"])
-def test_without_a_network_one_line_says_where_it_looked(name: str, tmp_path: Path) -> None:
-    root = tmp_path / "new" / "data"
-    text = message(name, root)
-    assert str(root / name) in text
-    assert "no network" in text
-    assert "--data-dir" in text
-    assert not (tmp_path / "new").exists()
-    (tmp_path / "file").write_text("")
-    assert name in message(name, tmp_path / "file")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import timm
+import timm.optim
 import torch
 
 import titn
@@ -93,7 +94,7 @@ def test_global_pool_and_rates_pass_through() -> None:
 def test_optimizer_groups() -> None:
     model = distilled()
     assert model.no_weight_decay() == {"pixel_position", "patch_tokens", "patch_position"}
-    groups = timm.optim.param_groups_weight_decay(model, 0.05, model.no_weight_decay())
+    groups = timm.optim.param_groups_weight_decay(model, 0.05, no_weight_decay_list=model.no_weight_decay())
     undecayed = {id(parameter) for parameter in groups[0]["params"]}
     assert groups[0]["weight_decay"] == 0.0
     for name, parameter in model.named_parameters():
@@ -103,7 +104,7 @@ def test_optimizer_groups() -> None:
     named = dict(model.named_parameters())
     assert scales[id(named["pixel_embed.weight"])] == scales[id(named["patch_position"])] == 0.25
     assert scales[id(named["blocks.0.pixel.qkv.weight"])] == 0.5
-    assert scales[id(named["norm.weight"])] == scales[id(named["norm_dist.weight"])] == 1.0
+    assert scales[id(named["norm.weight"])] == scales[id(named["norm_dist.weight"])] == 0.5  # as the last block
     assert scales[id(named["head.weight"])] == 1.0
 
 

@@ -148,7 +148,7 @@ class ImageTransformer(nn.Module):
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """timm's parameter groups for layer-wise learning rates: stem, blocks, heads."""
-        return {"stem": f"^({'|'.join(self.stem)})", "blocks": [(r"^blocks\.(\d+)", None), (r"^norm", (99999,))]}
+        return {"stem": f"^(?:{'|'.join(self.stem)})", "blocks": [(r"^blocks\.(\d+)", None), (r"^norm", (99999,))]}
 
     def _linear_head(self) -> nn.Module:
         if self.num_classes == 0:
