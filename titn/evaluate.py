@@ -1,4 +1,4 @@
-"""`python -m titn.evaluate RUN`: the test accuracy of a run's newest checkpoint, exactly as the run itself reported it."""
+"""`python -m titn.evaluate RUN`: test accuracy of a run's newest checkpoint, exactly as the run itself reported it."""
 
 from __future__ import annotations
 

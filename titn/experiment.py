@@ -25,6 +25,8 @@ from titn.run import Run, source_commit
 from titn.trainer import Trainer
 
 Config = TypeVar("Config", bound=RunConfig)
+_STEPS_PER_EPOCH = 48  # CIFAR's 50,000 images in the paper's batches of 1024
+_SMALLEST_BATCH = 32
 
 
 @dataclass(frozen=True)
@@ -92,6 +94,29 @@ def load_data(config: RunConfig, console: Console) -> Dataset:
     return dataset
 
 
+def fit_batch(config: Config, dataset: Dataset, console: Console) -> Config:
+    """A recipe's batch is made for its whole data set: with fewer images, an epoch keeps at least 48 steps.
+
+    The learning rate shrinks in proportion (Goyal et al., arXiv 1706.02677). A batch size or learning rate that is not
+    the recipe's is left alone, and no batch has more images than the data set.
+    """
+    images = len(dataset.train_labels)
+    recipe = resolve(type(config)(dataset=config.dataset))
+    batch, rate = config.batch_size, config.lr
+    if batch == recipe.batch_size:
+        batch = min(batch, max(_SMALLEST_BATCH, images // _STEPS_PER_EPOCH))
+        if rate == recipe.lr:
+            rate = rate * batch / config.batch_size
+    batch = min(batch, images)
+    if (batch, rate) != (config.batch_size, config.lr):
+        console.print(
+            f"batch size {batch} and learning rate {rate:.3g} instead of {config.batch_size} and {config.lr:.3g}, "
+            f"for {images:,} training images; --batch-size and --lr choose others",
+            highlight=False,
+        )
+    return replace(config, batch_size=batch, lr=rate)
+
+
 def run_to_result(
     config: RunConfig,
     parts: Parts,
@@ -136,7 +161,7 @@ def run_to_result(
         parameters=sum(parameter.numel() for parameter in module.parameters()),
         macs=macs,
         epochs=trainer.epochs,
-        batch_size=trainer.batch_size,
+        batch_size=config.batch_size,
         seed=config.seed,
         images_per_second=progress["timed_images"] / max(progress["timed_seconds"], 1e-9),
         wall_seconds=progress["wall_seconds"],

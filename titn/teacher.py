@@ -16,7 +16,7 @@ from titn.cli import parse
 from titn.config import TeacherConfig, TrainConfig, resolve
 from titn.datasets import Dataset
 from titn.errors import UserError, command
-from titn.experiment import Result, check_name, load_data, open_run, run_to_result, show_result
+from titn.experiment import Result, check_name, fit_batch, load_data, open_run, run_to_result, show_result
 from titn.network import NetworkSpec, load_network, read_spec
 from titn.parts import select
 from titn.run import Run
@@ -51,6 +51,7 @@ def train_teacher(
     parts = select(config)
     parts.show(console)
     dataset = dataset or load_data(config, console)
+    config = fit_batch(config, dataset, console) if run is None else config
     torch.manual_seed(config.seed)
     module = NetworkSpec.of(config, dataset).build()
     if config.init is not None and run is None:

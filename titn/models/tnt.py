@@ -40,8 +40,8 @@ class TransformerInTransformer(ImageTransformer):
     """TITN (`distilled`) or TNT: N patches per image, M pixels per patch, each pixel a square of `pixel_size`.
 
     A pixel is embedded from the `in_channels * pixel_size**2` values of its square (order: channel, row, column);
-    patches and the pixels of a patch are in row-major order. The patch tokens are a learned table plus a position table,
-    and the image enters them only through the pixels. `second_position` adds the authors' second position table.
+    patches and the pixels of a patch are in row-major order. The patch tokens are a learned table plus a position
+    table, and the image enters them only through the pixels. `second_position` adds the authors' second position table.
     """
 
     norm_first = False
@@ -104,7 +104,8 @@ class TransformerInTransformer(ImageTransformer):
         self.tables = ("pixel_position", "patch_tokens", "patch_position")
         if second_position:
             self.tables += ("second_position",)
-        self.apply(initialise)
+        self.pixel_embed.apply(initialise)
+        self.blocks.apply(initialise)
 
     def embed_pixels(self, images: Tensor) -> Tensor:
         """Images [B, in_channels, H, W] to pixels [B, N, M, C]."""

@@ -57,7 +57,8 @@ class VisionTransformer(ImageTransformer):
         self.blocks = nn.ModuleList(
             PatchLayer(patch_dim, patch_heads, kernels, rate) for rate in drop_path_rates(drop_path_rate, depth)
         )
-        self.apply(initialise)
+        self.patch_embed.apply(initialise)
+        self.blocks.apply(initialise)
 
     def forward_features(self, images: Tensor) -> Tensor:
         """Images [B, in_channels, H, W] to normalised tokens [B, T, D]."""
