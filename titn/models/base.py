@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from titn.errors import UserError
-from titn.models.layers import LAYER_NORM_EPS, PatchLayer, PixelLayer, PixelsToPatches
+from titn.models.layers import LAYER_NORM_EPS, PatchLayer, PixelLayer, PixelsToPatches, initialise
 
 KERNELS = ("auto", "torch", "triton", "native")
 POOLS = ("mean", "token")
@@ -154,8 +154,7 @@ class ImageTransformer(nn.Module):
         if self.num_classes == 0:
             return nn.Identity()
         head = nn.Linear(self.embed_dim, self.num_classes)
-        nn.init.trunc_normal_(head.weight, std=0.02)
-        nn.init.zeros_(head.bias)
+        initialise(head)
         return head
 
 
