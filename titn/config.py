@@ -25,6 +25,8 @@ RECIPES = Path(__file__).parent / "recipes"
 Switch = Literal["auto", "on", "off"]
 UNSET: Any = None
 """Of a field that takes its value from the recipe."""
+ENOUGH_STEPS = 2000
+SMALLEST_BATCH = 32
 
 
 @dataclass(frozen=True)
@@ -43,12 +45,12 @@ class RunConfig:
     """use only this many training images: a fixed subset, balanced over the classes"""
     epochs: int = UNSET
     """passes over the training set"""
-    batch_size: int = UNSET
-    """images per step"""
+    batch_size: int | None = None
+    """images per step (default: the recipe's, fewer in a short training)"""
     optimizer: Literal["sgd", "adam", "adamw", "rmsprop"] = UNSET
     """SGD has momentum 0.9"""
-    lr: float = UNSET
-    """peak learning rate; it falls to zero along a cosine"""
+    lr: float | None = None
+    """peak learning rate, falling to zero along a cosine (default: the recipe's, less for smaller batches)"""
     weight_decay: float = UNSET
     """decay of all weights (adamw: decoupled)"""
     warmup_epochs: float = UNSET
@@ -142,6 +144,7 @@ class TeacherConfig(RunConfig):
 
 Config = TypeVar("Config", bound=RunConfig)
 
+_SETTLED_LATER = ("batch_size", "lr")
 _MINIMUM = {
     "image_size": 1, "limit_train": 1, "epochs": 1, "batch_size": 1, "depth": 1, "teacher_epochs": 1, "seed": 0,
     "crop_padding": 0, "weight_decay": 0.0, "warmup_epochs": 0.0, "label_smoothing": 0.0, "distillation_weight": 0.0,
@@ -193,7 +196,7 @@ def recipe_for(dataset: str, cls: type[RunConfig]) -> dict[str, Any]:
 
 
 def resolve(config: Config) -> Config:
-    """Fill the unset fields from `--config` and the recipe, then check every value.
+    """Fill the unset fields from `--config` and the recipe, but for `settle_batch`'s two, and check every value.
 
     Raises:
         UserError: a value is out of range or of the wrong type.
@@ -206,9 +209,26 @@ def resolve(config: Config) -> Config:
         if getattr(config, field.name) != getattr(defaults, field.name)
     }
     dataset = own.get("dataset", values.get("dataset", config.dataset))
-    resolved = dataclasses.replace(defaults, **(recipe_for(dataset, type(config)) | values | own | {"config": None}))
+    recipe = {name: value for name, value in recipe_for(dataset, type(config)).items() if name not in _SETTLED_LATER}
+    resolved = dataclasses.replace(defaults, **(recipe | values | own | {"config": None}))
     check(resolved)
     return resolved
+
+
+def settle_batch(config: Config, images: int) -> Config:
+    """Fill batch size and learning rate, where unset, from the recipe and the number of training images.
+
+    A recipe's batch is made for its own number of steps. A shorter training gets smaller batches, down to 32 images, so
+    that it has at least 2,000 steps; the learning rate shrinks with the square root of the batch (Krizhevsky,
+    arXiv 1404.5997). No batch has more images than the data set.
+    """
+    recipe = recipe_for(config.dataset, type(config))
+    batch, rate = config.batch_size, config.lr
+    if batch is None:
+        batch = min(recipe["batch_size"], max(SMALLEST_BATCH, images * config.epochs // ENOUGH_STEPS))
+    if rate is None:
+        rate = recipe["lr"] * min(1.0, batch / recipe["batch_size"]) ** 0.5
+    return dataclasses.replace(config, batch_size=min(batch, images), lr=rate)
 
 
 def check(config: RunConfig) -> None:

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
-from titn.config import RunConfig, resolve
+from titn.config import RunConfig, resolve, settle_batch
 from titn.datasets import Dataset, load_dataset
 from titn.distillation import TeacherTargets
 from titn.errors import UserError
@@ -25,8 +25,6 @@ from titn.run import Run, source_commit
 from titn.trainer import Trainer
 
 Config = TypeVar("Config", bound=RunConfig)
-_STEPS_PER_EPOCH = 48  # CIFAR's 50,000 images in the paper's batches of 1024
-_SMALLEST_BATCH = 32
 
 
 @dataclass(frozen=True)
@@ -81,40 +79,22 @@ def open_run(config: Config) -> tuple[Config, Run | None]:
     return replace(saved, device=device, runs_dir=str(run.folder.parent)), run
 
 
-def load_data(config: RunConfig, console: Console) -> Dataset:
-    """The configured data set, with a line that says what it is."""
-    dataset = load_dataset(
-        config.dataset, config.data_dir, image_size=config.image_size, limit_train=config.limit_train
-    )
-    console.print(
-        f"{dataset.name}: {len(dataset.train_labels):,} training and {len(dataset.test_labels):,} test images, "
-        f"{dataset.num_classes} classes, {dataset.channels}x{dataset.image_size}x{dataset.image_size}",
-        highlight=False,
-    )
-    return dataset
-
-
-def fit_batch(config: Config, dataset: Dataset, console: Console) -> Config:
-    """A recipe's batch is made for its whole data set: with fewer images, an epoch keeps at least 48 steps.
-
-    The learning rate shrinks in proportion (Goyal et al., arXiv 1706.02677). A batch size or learning rate that is not
-    the recipe's is left alone, and no batch has more images than the data set.
-    """
-    images = len(dataset.train_labels)
-    recipe = resolve(type(config)(dataset=config.dataset))
-    batch, rate = config.batch_size, config.lr
-    if batch == recipe.batch_size:
-        batch = min(batch, max(_SMALLEST_BATCH, images // _STEPS_PER_EPOCH))
-        if rate == recipe.lr:
-            rate = rate * batch / config.batch_size
-    batch = min(batch, images)
-    if (batch, rate) != (config.batch_size, config.lr):
+def load_data(config: Config, console: Console, dataset: Dataset | None = None) -> tuple[Dataset, Config]:
+    """The configured data set, unless it is given, and the configuration with batch size and rate settled for it."""
+    if dataset is None:
+        dataset = load_dataset(
+            config.dataset, config.data_dir, image_size=config.image_size, limit_train=config.limit_train
+        )
         console.print(
-            f"batch size {batch} and learning rate {rate:.3g} instead of {config.batch_size} and {config.lr:.3g}, "
-            f"for {images:,} training images; --batch-size and --lr choose others",
+            f"{dataset.name}: {len(dataset.train_labels):,} training and {len(dataset.test_labels):,} test images, "
+            f"{dataset.num_classes} classes, {dataset.channels}x{dataset.image_size}x{dataset.image_size}",
             highlight=False,
         )
-    return replace(config, batch_size=batch, lr=rate)
+    config = settle_batch(config, len(dataset.train_labels))
+    console.print(
+        f"{config.epochs} epochs, batch size {config.batch_size}, learning rate {config.lr:.3g}", highlight=False
+    )
+    return dataset, config
 
 
 def run_to_result(
@@ -136,6 +116,7 @@ def run_to_result(
         Interrupted: the run was asked to stop and has saved its state.
         UserError: the loss is no longer finite, or the newest checkpoint is damaged.
     """
+    assert config.batch_size is not None and config.lr is not None
     spec = NetworkSpec.of(config, dataset)
     macs = count_macs(module, dataset.channels, dataset.image_size)
     trainer = Trainer(config, parts, dataset, run, spec, module, targets, console)

@@ -16,7 +16,7 @@ from titn.cli import parse
 from titn.config import TeacherConfig, TrainConfig, resolve
 from titn.datasets import Dataset
 from titn.errors import UserError, command
-from titn.experiment import Result, check_name, fit_batch, load_data, open_run, run_to_result, show_result
+from titn.experiment import Result, check_name, load_data, open_run, run_to_result, show_result
 from titn.network import NetworkSpec, load_network, read_spec
 from titn.parts import select
 from titn.run import Run
@@ -50,8 +50,7 @@ def train_teacher(
     console.print(f"Teacher [bold]{config.network}[/]", highlight=False)
     parts = select(config)
     parts.show(console)
-    dataset = dataset or load_data(config, console)
-    config = fit_batch(config, dataset, console) if run is None else config
+    dataset, config = load_data(config, console, dataset)
     torch.manual_seed(config.seed)
     module = NetworkSpec.of(config, dataset).build()
     if config.init is not None and run is None:
@@ -136,11 +135,12 @@ def load_teacher(path: str, dataset: Dataset) -> tuple[nn.Module, str, float | N
 @command
 def main(argv: list[str] | None = None) -> None:
     console = Console()
-    result = train_teacher(parse(TeacherConfig, argv, PROGRAM), console=console)
+    config = parse(TeacherConfig, argv, PROGRAM)
+    result = train_teacher(config, console=console)
     show_result(
         result,
         console,
-        ("Distil from it", f"python -m titn.train --dataset {result.dataset} --teacher {result.run}"),
+        ("Distil from it", f"python -m titn.train --dataset {config.dataset} --teacher {result.run}"),
     )
 
 

@@ -11,7 +11,7 @@ from titn.cli import parse
 from titn.config import TrainConfig
 from titn.distillation import LiveTeacher
 from titn.errors import command
-from titn.experiment import Result, check_name, fit_batch, load_data, open_run, run_to_result, show_result
+from titn.experiment import Result, check_name, load_data, open_run, run_to_result, show_result
 from titn.models import MODELS
 from titn.network import NetworkSpec
 from titn.parts import select
@@ -36,8 +36,7 @@ def train(config: TrainConfig, *, console: Console | None = None) -> Result:
     console.print(f"Student [bold]{config.network}[/]", highlight=False)
     parts = select(config)
     parts.show(console)
-    dataset = load_data(config, console)
-    config = fit_batch(config, dataset, console) if run is None else config
+    dataset, config = load_data(config, console)
     torch.manual_seed(config.seed)
     module = NetworkSpec.of(config, dataset).build(parts.kernels)
     targets, teacher, teacher_top1 = None, None, None

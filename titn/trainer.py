@@ -47,6 +47,8 @@ class Trainer:
         targets: TeacherTargets | None,
         console: Console,
     ) -> None:
+        assert config.batch_size is not None
+        self.batch_size = config.batch_size
         self.config, self.parts, self.dataset, self.run = config, parts, dataset, run
         self.spec, self.targets, self.console = spec, targets, console
         self.device = parts.device
@@ -57,7 +59,7 @@ class Trainer:
             dataset.train_images, dataset.train_labels, mean=dataset.mean, std=dataset.std, device=self.device
         )
         self.epochs = config.epochs
-        self.steps = self.pipeline.steps(config.batch_size)
+        self.steps = self.pipeline.steps(self.batch_size)
         self.position = Position(0)
         self.progress: dict[str, Any] = {
             "best_top1": -1.0, "best_epoch": 0, "wall_seconds": 0.0, "timed_seconds": 0.0, "timed_images": 0,
@@ -109,7 +111,7 @@ class Trainer:
         """The rest of the epoch that `position` stands in; returns its sums and its images per second."""
         epoch = self.position.epoch
         plan = EpochPlan.draw(
-            augmentation_of(self.config),
+            augmentation_of(self.config, self.batch_size),
             size=len(self.dataset.train_labels),
             image_size=self.dataset.image_size,
             seed=self.config.seed,
@@ -120,7 +122,7 @@ class Trainer:
         self.module.train()
         show_every = 1 if self.device.type == "cpu" else 20
         throughput, rate = Throughput(tally.images), 0.0
-        for batch in self.pipeline.epoch(plan, self.config.batch_size, first_step=self.position.step):
+        for batch in self.pipeline.epoch(plan, self.batch_size, first_step=self.position.step):
             self.train_step(batch, tally)
             self.position = Position(epoch, self.position.step + 1)
             last = self.position.step == self.steps
@@ -244,15 +246,15 @@ class Trainer:
         )
 
 
-def augmentation_of(config: RunConfig) -> Augmentation:
-    """The augmentation that the configuration describes."""
+def augmentation_of(config: RunConfig, batch_size: int) -> Augmentation:
+    """The augmentation that the configuration describes; the paper's CutMix needs to know the batch."""
     return Augmentation(
         crop_padding=config.crop_padding,
         flip=config.flip,
         policy=config.augmentation,
         mix=config.mix,
         mix_alpha=config.mix_alpha,
-        mix_batch=config.batch_size,
+        mix_batch=batch_size,
     )
 
 

@@ -29,8 +29,8 @@ class Compilation:
             to 16 bytes.
         constants: value of every `tl.constexpr` argument, by name.
         options: launch options: num_warps, num_stages.
-        rows_per_tile: rows (tokens, or batch rows) that one pass of the kernel's main loop handles; 0 for a kernel whose
-            work does not grow with the rows.
+        rows_per_tile: rows (tokens, or batch rows) that one pass of the kernel's main loop handles; 0 for a kernel
+            whose work does not grow with the rows.
         widths: what distinguishes the configuration, such as "16x12 4 heads".
     """
 
@@ -161,7 +161,7 @@ def _parse_sass(text: str) -> list[_Instruction]:
 
 
 def _outermost_loops(listing: list[_Instruction]) -> list[tuple[int, int]]:
-    """First and last addresses of the backward branches that lie within no other (a branch to itself is the end's trap)."""
+    """First and last addresses of the backward branches within no other (one to itself is the trap at the end)."""
     backward = [
         (i.branch_target, i.address) for i in listing if i.branch_target is not None and i.branch_target < i.address
     ]

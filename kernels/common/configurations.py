@@ -13,10 +13,10 @@ CONFIGURATIONS: dict[tuple[str, str, int], Mapping[str, int]] = {
     # backward.py; programs: per multiprocessor.
     ("inner_block.forward", "16", 0): {"num_warps": 4, "resident_slices": 9, "resident_blocks": 9, "programs": 4},
     ("inner_block.forward", "32", 0): {"num_warps": 4, "resident_slices": 2, "resident_blocks": 4, "programs": 2},
-    ("inner_block.forward", "64", 0): {"num_warps": 8, "resident_slices": 0, "resident_blocks": 0, "programs": 1},
+    ("inner_block.forward", "64", 0): {"num_warps": 4, "resident_slices": 0, "resident_blocks": 0, "programs": 1},
     ("inner_block.mlp_backward", "16", 0): {"num_warps": 4, "resident": 1, "shared_sums": 0, "parts": 1, "programs": 3},
-    ("inner_block.mlp_backward", "32", 0): {"num_warps": 4, "resident": 0, "shared_sums": 1, "parts": 2, "programs": 2},
-    ("inner_block.mlp_backward", "64", 0): {"num_warps": 8, "resident": 0, "shared_sums": 1, "parts": 5, "programs": 1},
+    ("inner_block.mlp_backward", "32", 0): {"num_warps": 4, "resident": 0, "shared_sums": 1, "parts": 3, "programs": 2},
+    ("inner_block.mlp_backward", "64", 0): {"num_warps": 8, "resident": 0, "shared_sums": 1, "parts": 1, "programs": 1},
     ("inner_block.attention_backward", "16", 0): {
         "num_warps": 4,
         "resident": 1,
@@ -35,7 +35,7 @@ CONFIGURATIONS: dict[tuple[str, str, int], Mapping[str, int]] = {
         "num_warps": 8,
         "resident": 0,
         "shared_sums": 1,
-        "parts": 4,
+        "parts": 1,
         "programs": 1,
     },
 }

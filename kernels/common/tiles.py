@@ -116,7 +116,7 @@ def gelu_and_slope(h, FAST: tl.constexpr):
 
 @triton.jit
 def normalised(x, C: tl.constexpr, eps):
-    """Rows of x [G, T, CP] (float32, 0 from column C) brought to mean 0 and variance 1 over C columns, and 1 / deviation.
+    """Rows of x [G, T, CP] (float32, 0 from column C) brought to mean 0 and variance 1 over C columns; 1 / deviation.
 
     eps is added to the variance; 1 / deviation is [G, T].
     """

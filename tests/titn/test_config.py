@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from titn.cli import parse
-from titn.config import RECIPES, TeacherConfig, TrainConfig, read_yaml, resolve, to_yaml
+from titn.config import RECIPES, TeacherConfig, TrainConfig, read_yaml, resolve, settle_batch, to_yaml
 from titn.errors import UserError
 
 PROGRAM = "python -m titn.train"
@@ -19,7 +19,8 @@ def test_recipes_are_complete(dataset: str, cls: type) -> None:
 
 def test_the_recipes_of_the_paper_hold_its_settings() -> None:
     for dataset, epochs in (("cifar10", 600), ("cifar100", 600), ("mnist", 350)):
-        for config in (resolve(TrainConfig(dataset=dataset)), resolve(TeacherConfig(dataset=dataset))):
+        for unsettled in (resolve(TrainConfig(dataset=dataset)), resolve(TeacherConfig(dataset=dataset))):
+            config = settle_batch(unsettled, 50_000)
             settings = (config.optimizer, config.lr, config.weight_decay, config.batch_size, config.epochs)
             assert settings == ("sgd", 0.1, 1e-4, 1024, epochs)
     student = resolve(TrainConfig(dataset="cifar100"))
@@ -34,7 +35,7 @@ def test_arguments_beat_the_file_and_the_file_beats_the_recipe(tmp_path: Path) -
     file.write_text("dataset: cifar10\nlr: 2e-2\nepochs: 7\nseed: 5\ncompile: off\n")
     config = resolve(parse(TrainConfig, ["--config", str(file), "--epochs", "3", "--seed", "0"], PROGRAM))
     assert (config.dataset, config.lr, config.epochs, config.seed) == ("cifar10", 0.02, 3, 0)
-    assert (config.compile, config.batch_size) == ("off", 1024)
+    assert (config.compile, config.augmentation) == ("off", "cifar10")
 
 
 def test_python_reads_the_same_file(tmp_path: Path) -> None:
@@ -97,3 +98,14 @@ def test_each_recipe_names_only_known_fields() -> None:
     for path in RECIPES.glob("*.yaml"):
         cls = TeacherConfig if path.stem.endswith("-teacher") else TrainConfig
         assert read_yaml(path, cls)
+
+
+def test_a_short_training_gets_smaller_batches_and_rates_unless_told() -> None:
+    short = settle_batch(resolve(TrainConfig(dataset="mnist", epochs=1)), 6000)
+    assert short.batch_size == 32
+    assert short.lr == pytest.approx(0.1 * (32 / 1024) ** 0.5)
+    middle = settle_batch(resolve(TrainConfig(dataset="mnist", epochs=20)), 60_000)
+    assert middle.batch_size == 600
+    told = settle_batch(resolve(TrainConfig(dataset="mnist", epochs=1, batch_size=1024, lr=0.3)), 6000)
+    assert (told.batch_size, told.lr) == (1024, 0.3)
+    assert settle_batch(told, 100).batch_size == 100

@@ -1,0 +1,194 @@
+"""The distillation loss: checks, registration with PyTorch, reasons and the choice of backend."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from titn.kernels.common.backend import choose, triton_reasons
+from titn.kernels.distillation_loss import reference
+
+KINDS = ("hard", "soft", "none")
+MAX_CLASSES = 4096
+Teacher = Tensor | tuple[Tensor, Tensor]
+
+_library = torch.library.Library("titn", "FRAGMENT")
+_library.define(
+    "distillation_loss(Tensor class_logits, Tensor? distillation_logits, Tensor labels_a, Tensor labels_b, Tensor lam,"
+    " Tensor? teacher, Tensor? indices, str kind, float weight, float temperature, float smoothing)"
+    " -> (Tensor, Tensor, Tensor)"
+)
+
+
+def _forward(class_logits: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+    from titn.kernels.distillation_loss import triton
+
+    return triton.loss(class_logits, *arguments)
+
+
+def _fake(class_logits: Tensor, distillation_logits: Tensor | None, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+    batch, classes = class_logits.shape
+    empty = class_logits.new_empty
+    rows = 0 if "none" in arguments else batch
+    return (
+        empty((), dtype=torch.float32),
+        empty((batch, classes), dtype=torch.float32),
+        empty((rows, classes), dtype=torch.float32),
+    )
+
+
+for _device in ("CUDA", "CPU"):  # on the CPU: in Triton's interpreter
+    _library.impl("distillation_loss", _forward, _device)
+torch.library.register_fake("titn::distillation_loss", _fake, lib=_library)
+
+
+class _Loss(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, class_logits: Tensor, distillation_logits: Tensor | None, labels_a: Tensor, *arguments: Any
+    ) -> Tensor:
+        loss, class_gradient, distillation_gradient = torch.ops.titn.distillation_loss(
+            class_logits, distillation_logits, labels_a, *arguments
+        )
+        ctx.save_for_backward(class_gradient, distillation_gradient)
+        ctx.dtypes = class_logits.dtype, None if distillation_logits is None else distillation_logits.dtype
+        return loss
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        class_gradient, distillation_gradient = ctx.saved_tensors
+        class_dtype, distillation_dtype = ctx.dtypes
+        first = (class_gradient * grad).to(class_dtype)
+        second = None if distillation_dtype is None else (distillation_gradient * grad).to(distillation_dtype)
+        return (first, second, *[None] * 9)
+
+
+def _check(
+    class_logits: Tensor,
+    distillation_logits: Tensor | None,
+    labels: tuple[Tensor, Tensor],
+    lam: Tensor,
+    teacher: Tensor | None,
+    indices: Tensor | None,
+    kind: str,
+) -> None:
+    def need(condition: bool, message: str) -> None:
+        if not condition:
+            raise ValueError(f"distillation_loss: {message}")
+
+    need(kind in KINDS, f"unknown kind {kind!r}; choose from {', '.join(KINDS)}")
+    need(class_logits.dim() == 2 and class_logits.numel() > 0, "class logits must be [B, K] and not empty")
+    batch = class_logits.shape[0]
+    for name, tensor in (("labels_a", labels[0]), ("labels_b", labels[1])):
+        need(tensor.shape == (batch,) and tensor.dtype == torch.int64, f"{name} must be int64 [{batch}]")
+    need(lam.shape == (batch,) and lam.is_floating_point(), f"lam must be floating point [{batch}]")
+    if kind == "none":
+        return
+    need(
+        distillation_logits is not None and distillation_logits.shape == class_logits.shape,
+        "distillation logits must have the shape of the class logits",
+    )
+    if teacher is None:
+        raise ValueError(f"distillation_loss: kind {kind!r} needs a teacher")
+    if kind == "hard":
+        need(
+            teacher.shape == (batch,) and teacher.dtype == torch.int64 and indices is None,
+            f"a hard teacher is labels, int64 [{batch}]",
+        )
+    elif indices is None:
+        need(
+            teacher.shape == class_logits.shape and teacher.is_floating_point(),
+            "a soft teacher is logits of the class logits' shape, or a pair (values, indices) of the k largest",
+        )
+    else:
+        need(
+            teacher.dim() == 2 and len(teacher) == batch and 1 <= teacher.shape[1] <= class_logits.shape[1],
+            f"top-k values must be [{batch}, k] with k at most the number of classes",
+        )
+        need(
+            teacher.is_floating_point() and indices.shape == teacher.shape and indices.dtype == torch.int64,
+            "top-k values must be floating point and indices int64 of the same shape",
+        )
+
+
+def _triton_reasons(logits: list[Tensor], backend: str) -> list[str]:
+    why = triton_reasons(logits[0], backend)
+    if logits[0].shape[1] > MAX_CLASSES:
+        why.append(f"{logits[0].shape[1]} classes, the kernel takes up to {MAX_CLASSES}")
+    why += [
+        f"{t.dtype} is not float32, bfloat16 or float16"
+        for t in logits
+        if t.dtype not in (torch.float32, torch.bfloat16, torch.float16)
+    ]
+    return why
+
+
+def _choose(logits: list[Tensor], backend: str) -> str:
+    reasons: dict[str, Callable[[], list[str]]] = {
+        "triton": lambda: _triton_reasons(logits, backend),
+        "torch": list,
+        "native": lambda: ["this version has no native kernel for it"],
+    }
+    order = ("triton", "torch", "native") if logits[0].is_cuda else ("torch", "triton", "native")
+    return choose("distillation_loss", backend, {name: reasons[name] for name in order})
+
+
+def distillation_loss(
+    class_logits: Tensor,
+    distillation_logits: Tensor | None,
+    labels_a: Tensor,
+    labels_b: Tensor,
+    lam: Tensor,
+    teacher: Teacher | None,
+    *,
+    kind: str = "hard",
+    weight: float = 0.5,
+    temperature: float = 1.0,
+    label_smoothing: float = 0.0,
+    backend: str = "auto",
+) -> Tensor:
+    """Mean loss of a batch under CutMix or MixUp with a hard or soft teacher term; the package states the mathematics.
+
+    Args:
+        class_logits, distillation_logits: `[B, K]`, float32, bfloat16 or float16 (float64 with backend "torch").
+        labels_a, labels_b: int64 `[B]`, in 0..K-1.
+        lam: float32 `[B]`, the share of label a in [0, 1].
+        teacher: "hard": labels int64 `[B]`. "soft": logits `[B, K]`, or a pair (values, indices int64), `[B, k]` each,
+            of the k largest, indices distinct in a row. "none": ignored, as are `distillation_logits` and `weight`.
+        kind: "hard", "soft" or "none".
+        weight: share of the teacher's term, in [0, 1].
+        temperature: T > 0 of the soft term.
+        label_smoothing: of the labels' term only, in [0, 1).
+        backend: "auto", "torch" or "triton"; "auto" takes triton on CUDA and torch elsewhere.
+
+    Returns:
+        Scalar, float32 (float64 for float64 logits).
+
+    Raises:
+        ValueError: arguments do not fit together or are out of range. Labels out of range raise in backend
+            "torch" on the CPU and make the loss NaN in backend "triton", which must not wait for the device.
+        BackendUnavailable: the backend cannot run on these tensors; the message says why.
+    """
+    values, indices = teacher if isinstance(teacher, tuple) else (teacher, None)
+    _check(class_logits, distillation_logits, (labels_a, labels_b), lam, values, indices, kind)
+    if not 0 <= weight <= 1 or not temperature > 0 or not 0 <= label_smoothing < 1:
+        raise ValueError("distillation_loss: weight must be in [0, 1], temperature above 0, label_smoothing in [0, 1)")
+    if kind == "none":
+        distillation_logits = values = indices = None
+    logits = [t for t in (class_logits, distillation_logits, values) if t is not None and t.is_floating_point()]
+    settings = kind, float(weight), float(temperature), float(label_smoothing)
+    if _choose(logits, backend) == "torch":
+        values = None if values is None else values.detach()
+        return reference.loss(
+            class_logits, distillation_logits, labels_a, labels_b, lam.detach(), values, indices, *settings
+        )
+    # torch.compile refuses an autograd.Function two of whose arguments are one tensor: aliases are two
+    if distillation_logits is class_logits:
+        distillation_logits = class_logits.view_as(class_logits)
+    constants = [None if t is None else t.detach() for t in (labels_a, labels_b, lam, values, indices)]
+    return _Loss.apply(class_logits, distillation_logits, *constants, *settings)

@@ -1,0 +1,18 @@
+"""The pixel-level Transformer block as one operation.
+
+For every sequence of L tokens with C channels, H heads of width D = C / H and a hidden width F (TNT, arXiv:2103.00112,
+equation 1):
+
+    q, k, v = split(LN1(x) Wqkv^T + bqkv)
+    m = x + concat_h(softmax(q_h k_h^T / sqrt(D)) v_h) Wo^T + bo
+    y = m + gelu(LN2(m) W1^T + b1) W2^T + b2
+
+with the exact (erf) GELU. Statistics, softmax, residual sums and weight gradients are float32 whatever the inputs are;
+the operands of the products are in the dtype of x. The Triton backend packs the weights, computes the forward in one
+kernel and writes y and m; the backward recomputes the rest from x and m in one kernel for each half, and reduces the
+weight gradients of its programs in a fixed order. The largest error of its GELU is 1e-6.
+"""
+
+from titn.kernels.inner_block.op import inner_block
+
+__all__ = ["inner_block"]

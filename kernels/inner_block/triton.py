@@ -1,0 +1,259 @@
+"""Launches the inner block's Triton kernels, and lists their shipped configurations."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+
+from titn.kernels.common.backend import interpreting
+from titn.kernels.common.compilation import Compilation
+from titn.kernels.common.configurations import configuration
+from titn.kernels.inner_block.backward import attention_backward, mlp_backward
+from titn.kernels.inner_block.forward import inner_forward
+from titn.kernels.inner_block.weights import pack_weights, unpack_gradients
+
+HIDDEN_BLOCK = 16
+MLP_ROWS = 16
+SUM_BLOCK = 32
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Widths of one inner block and how they are padded.
+
+    Attributes:
+        channels, heads, hidden, length: C, H, F, L.
+        padded: CP, the next power of two above C (room for the ones column), at least 16.
+        slice_width, slice_heads: SW columns hold HS heads and the ones column.
+        rows: TP, tokens of a tile: L or 16, whichever is larger, to a power of two; holds TP // L sequences.
+    """
+
+    channels: int
+    heads: int
+    hidden: int
+    length: int
+
+    @property
+    def head_width(self) -> int:
+        return self.channels // self.heads
+
+    @property
+    def padded(self) -> int:
+        return max(16, triton.next_power_of_2(self.channels + 1))
+
+    @property
+    def slice_width(self) -> int:
+        return max(16, triton.next_power_of_2(self.head_width + 1))
+
+    @property
+    def slice_heads(self) -> int:
+        return min(self.heads, (self.slice_width - 1) // self.head_width)
+
+    @property
+    def head_rows(self) -> int:
+        """R: packed rows of one section of the heads."""
+        return -(-self.heads // self.slice_heads) * self.slice_width
+
+    @property
+    def padded_hidden(self) -> int:
+        return -(-self.hidden // HIDDEN_BLOCK) * HIDDEN_BLOCK
+
+    @property
+    def rows(self) -> int:
+        return max(16, triton.next_power_of_2(self.length))
+
+    @property
+    def packed_shape(self) -> tuple[int, int]:
+        return 7 * self.head_rows + 3 * self.padded_hidden, self.padded
+
+    def packed_constants(self) -> dict[str, int]:
+        return {
+            "C": self.channels,
+            "CP": self.padded,
+            "D": self.head_width,
+            "SW": self.slice_width,
+            "HS": self.slice_heads,
+            "R": self.head_rows,
+            "F": self.hidden,
+            "FP": self.padded_hidden,
+        }
+
+    def kernel(self, name: str, architecture: int, **extra: Any) -> tuple[dict[str, Any], dict[str, int], int]:
+        """Constants, launch options and programs per multiprocessor of one of the three large kernels."""
+        settings = configuration(f"inner_block.{name}", str(self.padded), architecture)
+        constants: dict[str, Any] = {
+            "C": self.channels,
+            "CP": self.padded,
+            "G": settings["num_warps"],
+            "FAST": not interpreting(),
+        }
+        if name != "mlp_backward":
+            constants |= {"H": self.heads, "D": self.head_width, "SW": self.slice_width, "HS": self.slice_heads}
+            constants |= {"L": self.length, "TP": self.rows}
+        else:
+            constants |= {"R": self.head_rows, "TP": MLP_ROWS}
+        if name != "attention_backward":
+            constants |= {"FP": self.padded_hidden, "FB": HIDDEN_BLOCK}
+        if name == "forward":
+            constants["RESIDENT_SLICES"] = settings["resident_slices"]
+            constants["RESIDENT_BLOCKS"] = settings["resident_blocks"]
+        else:
+            blocks, slices = self.padded_hidden // HIDDEN_BLOCK, self.head_rows // self.slice_width
+            full = self.heads % self.slice_heads == 0
+            units = blocks if name == "mlp_backward" else slices if full else 1
+            constants["PARTS"] = math.gcd(settings["parts"], units)
+            constants["RESIDENT"] = bool(settings["resident"])
+            constants["SHARED_SUMS"] = bool(settings["shared_sums"])
+        options = {"num_warps": settings["num_warps"], "num_stages": 1, "enable_fp_fusion": True}
+        return constants | extra, options, settings["programs"]
+
+    def tile_rows(self, constants: Mapping[str, Any]) -> int:
+        """Rows of one pass of a kernel's main loop."""
+        length = constants.get("L", MLP_ROWS)
+        return int(constants["G"] * (constants["TP"] // length * length))
+
+
+def geometry(x: Tensor, fc1_weight: Tensor, num_heads: int) -> Geometry:
+    return Geometry(x.shape[2], num_heads, fc1_weight.shape[0], x.shape[1])
+
+
+def forward(
+    x: Tensor, parameters: Sequence[Tensor | None], num_heads: int, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """y, the middle residual and the packed weights from contiguous x [S, L, C] and `inner_block`'s parameters."""
+    g = geometry(x, _present(parameters[8]), num_heads)
+    packed = x.new_empty(g.packed_shape)
+    mid, y = torch.empty_like(x), torch.empty_like(x)
+    rows = x.shape[0] * x.shape[1]
+    constants, options, per_processor = g.kernel("forward", _architecture(x), SAVE_MID=True)
+    with torch.cuda.device_of(x):
+        pack_weights[(packed.shape[0] // 16,)](
+            packed, *parameters[:11], g.head_width**-0.5, **g.packed_constants(), num_warps=4, enable_fp_fusion=True
+        )
+        grid = (_programs(x, rows, g.tile_rows(constants), per_processor),)
+        inner_forward[grid](x, mid, y, packed, parameters[11], rows, eps, **constants, **options)
+    return y, mid, packed
+
+
+def backward(
+    dy: Tensor,
+    x: Tensor,
+    mid: Tensor,
+    packed: Tensor,
+    parameters: Sequence[Tensor | None],
+    num_heads: int,
+    eps: float,
+) -> tuple[Tensor, list[Tensor | None]]:
+    """Gradient of x and of every parameter (None where it is None), in the parameters' dtypes, contiguous."""
+    g = geometry(x, _present(parameters[8]), num_heads)
+    dy = dy.contiguous()
+    rows = x.shape[0] * x.shape[1]
+    architecture = _architecture(x)
+    dx, dmid = torch.empty_like(x), torch.empty_like(x)
+    gradients = [None if p is None else torch.empty(p.shape, dtype=p.dtype, device=p.device) for p in parameters]
+    with torch.cuda.device_of(x):
+        constants, options, per_processor = g.kernel("mlp_backward", architecture)
+        mlp_programs = _programs(x, rows, g.tile_rows(constants), per_processor)
+        mlp_sums = x.new_empty(mlp_programs, g.padded, 2 * g.padded_hidden + 16, dtype=torch.float32)
+        scratch = _scratch(x, constants)
+        mlp_backward[(mlp_programs,)](mid, dy, dmid, packed, mlp_sums, scratch, rows, eps, **constants, **options)
+
+        constants, options, per_processor = g.kernel("attention_backward", architecture)
+        attention_programs = _programs(x, rows, g.tile_rows(constants), per_processor)
+        attention_sums = x.new_empty(attention_programs, g.padded, 4 * g.head_rows, dtype=torch.float32)
+        scratch = _scratch(x, constants)
+        attention_backward[(attention_programs,)](
+            x, dmid, dx, packed, attention_sums, scratch, rows, eps, **constants, **options
+        )
+        unpack_gradients[(2 * (g.channels + 1),)](
+            attention_sums,
+            mlp_sums,
+            attention_programs,
+            mlp_programs,
+            *parameters[:3],
+            *parameters[6:9],
+            g.head_width**-0.5,
+            *gradients,
+            **_unpack_constants(g),
+            num_warps=4,
+            enable_fp_fusion=True,
+        )
+    return dx, gradients
+
+
+def shipped(arch: int) -> list[Compilation]:
+    """The configurations in use, in bf16 with float32 parameters, for compute capability `arch`."""
+    found: list[Compilation] = []
+    for channels, heads, length in SHIPPED_WIDTHS:
+        g = Geometry(channels, heads, 4 * channels, length)
+        widths = f"{length}x{channels} {heads} heads"
+        scalars = {"n_rows": "i32", "eps": "fp32"}
+        for name, function, pointers in (
+            ("forward", inner_forward, ("x", "mid", "y", "packed")),
+            ("mlp_backward", mlp_backward, ("mid", "dy", "dmid", "packed")),
+            ("attention_backward", attention_backward, ("x", "dy", "dx", "packed")),
+        ):
+            extra = {"SAVE_MID": True} if name == "forward" else {}
+            constants, options, _ = g.kernel(name, arch, **extra)
+            types = dict.fromkeys(pointers, "*bf16") | scalars
+            types |= {"fc2_bias": "*fp32"} if name == "forward" else {"sums": "*fp32", "scratch": "*fp32"}
+            rows = g.tile_rows(constants) // constants.get("PARTS", 1)
+            found.append(Compilation("inner_block", name, function, types, constants, options, rows, widths))
+        found += _small_kernels(g, widths)
+    return found
+
+
+SHIPPED_WIDTHS = ((12, 4, 16), (12, 2, 16), (12, 4, 4), (24, 4, 16), (40, 4, 16))
+
+
+def _small_kernels(g: Geometry, widths: str) -> list[Compilation]:
+    parameters = "ln1_weight ln1_bias qkv_weight qkv_bias proj_weight proj_bias ln2_weight ln2_bias fc1_weight fc1_bias"
+    names = [*parameters.split(), "fc2_weight", "fc2_bias"]
+    options = {"num_warps": 4, "num_stages": 1, "enable_fp_fusion": True}
+    pack_types = {"packed": "*bf16", "scale": "fp32"} | dict.fromkeys(names[:11], "*fp32")
+    pack = Compilation(
+        "inner_block", "pack_weights", pack_weights, pack_types, g.packed_constants(), options, 0, widths
+    )
+    unpack_types = dict.fromkeys(["attention_sums", "mlp_sums", *(f"d_{name}" for name in names)], "*fp32")
+    unpack_types |= dict.fromkeys([*names[:3], *names[6:9]], "*fp32") | {"scale": "fp32"}
+    unpack_types |= {"attention_programs": "i32", "mlp_programs": "i32"}
+    constants = _unpack_constants(g)
+    unpack = Compilation(
+        "inner_block", "unpack_gradients", unpack_gradients, unpack_types, constants, options, 0, widths
+    )
+    return [pack, unpack]
+
+
+def _unpack_constants(g: Geometry) -> dict[str, int]:
+    return g.packed_constants() | {
+        "RP": triton.next_power_of_2(4 * g.head_rows),
+        "MP": triton.next_power_of_2(2 * g.padded_hidden + 16),
+        "BLOCK": SUM_BLOCK,
+    }
+
+
+def _present(parameter: Tensor | None) -> Tensor:
+    assert parameter is not None
+    return parameter
+
+
+def _scratch(x: Tensor, constants: Mapping[str, Any]) -> Tensor:
+    """Where the gradient of xh waits between the parts of a backward kernel; empty where there is one part."""
+    return x.new_empty(x.shape if constants["PARTS"] > 1 else 0, dtype=torch.float32)
+
+
+def _architecture(x: Tensor) -> int:
+    major, minor = torch.cuda.get_device_capability(x.device) if x.is_cuda else (0, 0)
+    return 10 * major + minor
+
+
+def _programs(x: Tensor, rows: int, tile_rows: int, per_processor: int) -> int:
+    """Size of the persistent grid; in the interpreter two, which exercises both the loop and the sum over programs."""
+    processors = torch.cuda.get_device_properties(x.device).multi_processor_count if x.is_cuda else 2
+    return max(1, min(-(-rows // tile_rows), processors * (per_processor if x.is_cuda else 1)))

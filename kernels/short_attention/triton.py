@@ -1,0 +1,175 @@
+"""Launches the attention kernels: which kernel and tile a shape takes, and the configurations that are shipped."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+
+from titn.kernels.common.compilation import Compilation
+from titn.kernels.short_attention import merged_heads, split_heads
+
+PROGRAMS_PER_MULTIPROCESSOR = 8
+
+
+@dataclass(frozen=True)
+class Tile:
+    """Shape of a tile for one operand shape.
+
+    Attributes:
+        merged: whether all heads of a token are one row (`merged_heads`) or each its own unit (`split_heads`).
+        rows: padded tokens of a batch (T).
+        query_rows: queries taken at once (TQ).
+        columns: padded channels of a row (DP, or CP where merged).
+        batches: batches of a tile (G).
+        packed: units one after the other in a batch (PACK).
+        warps: warps of a program: one a batch on the tensor cores, more for float32.
+    """
+
+    merged: bool
+    rows: int
+    query_rows: int
+    columns: int
+    batches: int
+    packed: int
+    warps: int
+
+
+def _power_of_two(x: int, least: int = 1) -> int:
+    return max(least, triton.next_power_of_2(x))
+
+
+def choose_tile(length: int, heads: int, width: int, dtype: torch.dtype, mergeable: bool) -> Tile:
+    """The tile for `heads` heads of `width` over `length` tokens; `mergeable`: the heads of a token are contiguous.
+
+    Merged where it takes fewer instructions: several heads whose values and sums fit 16 columns. Float32 products run
+    on the ordinary cores, where taking heads apart by products would cost more than it saves.
+    """
+    sums_fit = heads * _power_of_two(width + 1) <= 16
+    merged = mergeable and heads > 1 and sums_fit and length <= 16 and dtype != torch.float32
+    rows, columns = _power_of_two(length, 16), 16 if merged else _power_of_two(width, 16)
+    batches = 1 if dtype == torch.float32 else 4 if rows <= 32 else 2
+    packed = max(1, 16 // _power_of_two(length))
+    if not merged:  # units of a tile must divide the heads or be a multiple of them
+        while batches * packed % heads and heads % (batches * packed):
+            packed, batches = (packed // 2, batches) if packed > 1 else (1, batches // 2)
+    warps = batches if dtype != torch.float32 else 1 if rows <= 16 else 8
+    return Tile(merged, rows, rows if rows <= 32 else 16, columns, batches, packed, warps)
+
+
+def _constants(tile: Tile, shape: torch.Size | tuple[int, ...], strides: tuple[int, ...]) -> dict[str, int]:
+    """Values of the kernels' constants for operands `[S, L, H, d]` of these strides; a kernel takes those it names."""
+    _, length, heads, width = shape
+    return {
+        "L": length, "H": heads, "D": width, "SS": strides[0], "SL": strides[1], "SH": strides[2],
+        "G": tile.batches, "PACK": tile.packed, "T": tile.rows, "TQ": tile.query_rows,
+        "CP": tile.columns, "DP": _power_of_two(width + 1) if tile.merged else tile.columns,
+    }  # fmt: skip
+
+
+def _options(kernel: Any, tile: Tile) -> dict[str, int]:
+    options = {"num_warps": tile.warps, "num_stages": 1}
+    if kernel is split_heads.backward_queries:
+        options["maxnreg"] = 255  # left to itself the assembler aims at 168 registers here and spills a few
+    return options
+
+
+def _launch(kernel: Any, tile: Tile, constants: dict[str, int], units: int, *arguments: Any, blocks: int = 1) -> None:
+    """A grid on x whose programs loop over the tiles; `blocks`: pieces of a tile that are work of their own."""
+    work = triton.cdiv(units, tile.batches * tile.packed) * blocks
+    device = arguments[0].device
+    multiprocessors = torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
+    programs = min(work, multiprocessors * PROGRAMS_PER_MULTIPROCESSOR)
+    named = {name: constants[name] for name in kernel.arg_names if name in constants}
+    with torch.cuda.device_of(arguments[0]):
+        kernel[(programs,)](*arguments, **named, **_options(kernel, tile), enable_fp_fusion=True)
+
+
+def _common_layout(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """The `[S, L, H, d]` tensors with one set of strides and contiguous head dimensions; copies where they differ."""
+    first = tensors[0].stride()
+    if first[3] == 1 and all(t.stride() == first for t in tensors):
+        return tensors
+    return tuple(t.contiguous() for t in tensors)
+
+
+def forward(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+    """Attention of q, k, v `[S, L, H, d]`, any strides; the result is contiguous."""
+    q, k, v = _common_layout(q, k, v)
+    sequences, length, heads, width = q.shape
+    out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+    if out.numel() == 0:
+        return out
+    tile = choose_tile(length, heads, width, q.dtype, mergeable=q.stride(2) == width)
+    units = sequences if tile.merged else sequences * heads
+    module = merged_heads if tile.merged else split_heads
+    constants = _constants(tile, q.shape, q.stride())
+    _launch(module.forward, tile, constants, units, q, k, v, out, units, scale * math.log2(math.e))
+    return out
+
+
+def backward(
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, scale: float, gradients: tuple[Tensor, Tensor, Tensor]
+) -> None:
+    """Writes dq, dk, dv into `gradients`, `[S, L, H, d]` of common strides, contiguous rows; grad has any strides."""
+    dq, dk, dv = gradients
+    if dq.numel() == 0:
+        return
+    grad = grad.contiguous()
+    q, k, v = _common_layout(q, k, v)
+    sequences, length, heads, width = q.shape
+    tile = choose_tile(length, heads, width, q.dtype, mergeable=q.stride(2) == width)
+    constants = _constants(tile, q.shape, q.stride()) | {"RS": dq.stride(0), "RL": dq.stride(1)}
+    scale_log2e = scale * math.log2(math.e)
+    units = sequences if tile.merged else sequences * heads
+    if tile.rows == tile.query_rows:
+        kernel = merged_heads.backward if tile.merged else split_heads.backward
+        _launch(kernel, tile, constants, units, grad, q, k, v, dq, dk, dv, units, scale_log2e, scale)
+        return
+    stats = torch.empty((units, 2, length), dtype=torch.float32, device=q.device)
+    arguments: tuple[Any, ...] = (grad, q, k, v, dq, stats, units, scale_log2e, scale)
+    _launch(split_heads.backward_queries, tile, constants, units, *arguments)
+    blocks = triton.cdiv(length, tile.query_rows)
+    arguments = (grad, q, k, v, dk, dv, stats, units, scale_log2e, scale)
+    _launch(split_heads.backward_keys, tile, constants, units, *arguments, blocks=blocks)
+
+
+# tokens, heads, head dimension: the pixel-level attention, the patch-level one at patch 8, 4 and 16, and a wide head
+SHIPPED = (
+    (16, 4, 3), (16, 2, 6), (16, 4, 6), (16, 4, 10), (4, 4, 3),
+    (18, 8, 24), (17, 8, 24), (65, 8, 24), (66, 8, 24), (5, 8, 24), (6, 8, 24), (64, 1, 64),
+)  # fmt: skip
+
+
+def shipped(arch: int) -> list[Compilation]:
+    """Every kernel for every shape of `SHIPPED` in bfloat16, packed layout; the tiles are the same for all `arch`."""
+    del arch
+    pointers = dict.fromkeys(("grad", "q", "k", "v", "out", "dq", "dk", "dv"), "*bf16")
+    types = pointers | {"stats": "*fp32", "n": "i32", "scale_log2e": "fp32", "scale": "fp32"}
+    found = []
+    for length, heads, width in SHIPPED:
+        row = 3 * heads * width
+        tile = choose_tile(length, heads, width, torch.bfloat16, mergeable=True)
+        constants = _constants(tile, (1, length, heads, width), (length * row, row, width))
+        constants |= {"RS": length * row, "RL": row}
+        module = merged_heads if tile.merged else split_heads
+        backward = ["backward"] if tile.rows == tile.query_rows else ["backward_queries", "backward_keys"]
+        for name in ["forward", *backward]:
+            function = getattr(module, name)
+            found.append(
+                Compilation(
+                    operation="short_attention",
+                    kernel=name,
+                    function=function,
+                    types={argument: types[argument] for argument in function.arg_names if argument in types},
+                    constants={key: constants[key] for key in function.arg_names if key in constants},
+                    options=_options(function, tile),
+                    rows_per_tile=tile.batches * tile.packed * length * (heads if tile.merged else 1),
+                    widths=f"{length}x{width} {heads} heads",
+                )
+            )
+    return found

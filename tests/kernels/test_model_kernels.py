@@ -1,0 +1,83 @@
+"""A whole network with the Triton kernels gives the logits and gradients of the plain one."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor
+from util import DEVICE, assert_close, randn
+
+from titn import create_model
+
+IMAGES, CLASSES = 3, 10
+
+
+def logits_and_gradients(model: torch.nn.Module, images: Tensor, gradients: list[Tensor]) -> tuple[list[Tensor], dict]:
+    """Training-mode logits of every head, and the gradient of every parameter for the heads' incoming `gradients`."""
+    output = model.train()(images)
+    heads = list(output) if isinstance(output, tuple) else [output]
+    names, parameters = zip(*model.named_parameters(), strict=True)
+    dtype = images.dtype
+    found = torch.autograd.grad(heads, parameters, [g.to(dtype) for g in gradients[: len(heads)]])
+    return [h.detach() for h in heads], dict(zip(names, found, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("titn", {"image_size": 16, "depth": 2}),  # 4 patches of 16 pixels, two tokens
+        ("titn_patch4", {"image_size": 8, "depth": 1}),  # 4 patches of 4 pixels
+        ("tnt", {"image_size": 16, "depth": 1, "in_channels": 1}),  # no distillation token
+    ],
+)
+def test_network_equals_its_reference(name: str, options: dict[str, int]) -> None:
+    torch.manual_seed(0)
+    model = create_model(name, num_classes=CLASSES, kernels="triton", **options).to(DEVICE)
+    with torch.no_grad():  # zero biases and unit norms would hide mistakes
+        for i, parameter in enumerate(model.parameters()):
+            parameter += randn(*parameter.shape, seed=i, scale=0.05)
+    reference = copy.deepcopy(model).double()
+    reference.kernels = "torch"
+    size, channels = options["image_size"], options.get("in_channels", 3)
+    images = randn(IMAGES, channels, size, size, seed=100)
+    gradients = [randn(IMAGES, CLASSES, seed=101 + head) for head in range(2)]
+    logits, found = logits_and_gradients(model, images, gradients)
+    expected_logits, expected = logits_and_gradients(reference, images.double(), gradients)
+    for head, truth in zip(logits, expected_logits, strict=True):
+        assert_close(head, truth, 1e-5, "logits")
+    assert found.keys() == expected.keys()
+    for parameter_name, truth in expected.items():
+        assert_close(found[parameter_name], truth, 1e-5, f"gradient of {parameter_name}")
+
+
+def test_same_state_dict_whatever_the_kernels() -> None:
+    torch.manual_seed(0)
+    plain = create_model("titn", num_classes=CLASSES, depth=1, kernels="torch")
+    fused = create_model("titn", num_classes=CLASSES, depth=1, kernels="triton")
+    fused.load_state_dict(plain.state_dict(), strict=True)
+    assert plain.state_dict().keys() == fused.state_dict().keys()
+    assert all(torch.equal(a, b) for a, b in zip(plain.state_dict().values(), fused.state_dict().values(), strict=True))
+
+
+def test_kernels_are_really_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every fused operation is called, with the model's choice of backend."""
+    from titn.models import layers
+
+    seen: dict[str, set[object]] = {}
+
+    def record(operation: str) -> None:
+        original = getattr(layers, operation)
+
+        def recorded(*arguments: object, **options: object) -> object:
+            seen.setdefault(operation, set()).add(options.get("backend"))
+            return original(*arguments, **options)
+
+        monkeypatch.setattr(layers, operation, recorded)
+
+    for operation in ("inner_block", "pixels_to_patches", "short_attention"):
+        record(operation)
+    model = create_model("titn", num_classes=CLASSES, image_size=16, depth=1, kernels="triton").to(DEVICE)
+    model(randn(1, 3, 16, 16, seed=0))
+    assert seen == {name: {"triton"} for name in ("inner_block", "pixels_to_patches", "short_attention")}
