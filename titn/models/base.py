@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from titn.errors import UserError
-from titn.models.layers import LAYER_NORM_EPS, PatchLayer, PixelLayer, PixelsToPatches, initialise
+from titn.models.layers import LAYER_NORM_EPS, PatchLayer, PixelLayer, PixelsToPatches
 
 KERNELS = ("auto", "torch", "triton", "native")
 POOLS = ("mean", "token")
@@ -151,10 +151,12 @@ class ImageTransformer(nn.Module):
         return {"stem": f"^(?:{'|'.join(self.stem)})", "blocks": [(r"^blocks\.(\d+)", None), (r"^norm", (99999,))]}
 
     def _linear_head(self) -> nn.Module:
+        """Small weights, so that training starts near the uniform distribution."""
         if self.num_classes == 0:
             return nn.Identity()
         head = nn.Linear(self.embed_dim, self.num_classes)
-        initialise(head)
+        nn.init.trunc_normal_(head.weight, std=0.02)
+        nn.init.zeros_(head.bias)
         return head
 
 
