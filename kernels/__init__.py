@@ -1,4 +1,4 @@
-"""Fused operations with their plain references; each takes `backend="auto" | "torch" | "triton" | ...` and never falls back silently."""
+"""Fused operations with their plain references; each takes a `backend`, and none falls back silently."""
 
 from titn.kernels.common.backend import BackendUnavailable
 from titn.kernels.distillation_loss import distillation_loss

@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping
 
 import torch
 
-
 _INSTALLED = {name: importlib.util.find_spec(name) is not None for name in ("triton", "xformers")}
 
 
