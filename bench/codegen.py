@@ -10,21 +10,20 @@ from __future__ import annotations
 
 import functools
 import importlib
+import json
 import multiprocessing
 import os
-import platform
 import re
 from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import torch
 from rich.console import Console
 from rich.table import Table
 
-from bench.provenance import commit, write_json
 from titn.errors import OneLineParser, UserError, command
+from titn.files import write_atomic
 from titn.kernels.common.backend import installed, interpreting
 from titn.kernels.common.compilation import (
     Compilation,
@@ -33,6 +32,7 @@ from titn.kernels.common.compilation import (
     resources,
     warp_instructions_per_row,
 )
+from titn.provenance import source_commit, versions
 
 OPERATIONS = ("inner_block", "short_attention", "pixels_to_patches", "distillation_loss")
 IMAGES, PATCHES, TOKENS = 1024, 16, 262_144  # a batch; its patches of an image; its pixel-level tokens, 16,384 x 16
@@ -204,11 +204,13 @@ def main(argv: list[str] | None = None) -> None:
     for f in failures:
         console.print(f"{f.operation} {f.kernel} {f.widths} sm_{f.arch} does not compile: {f.error}", markup=False)
     if options.json is not None:
-        import triton
-
-        versions = {"python": platform.python_version(), "torch": torch.__version__, "triton": triton.__version__}
-        content = {"commit": commit(), "versions": versions, "rows": [asdict(row) for row in rows]}
-        write_json(options.json, {**content, "failures": [asdict(failure) for failure in failures]})
+        content = {
+            "commit": source_commit(),
+            "versions": versions("torch", "triton"),
+            "rows": [asdict(row) for row in rows],
+        }
+        content["failures"] = [asdict(failure) for failure in failures]
+        write_atomic(options.json, json.dumps(content, indent=1) + "\n")
     if failures:
         raise SystemExit(1)
 

@@ -11,8 +11,8 @@ does the same at toy sizes on the CPU, in Triton's interpreter, where the times 
 
 from __future__ import annotations
 
+import json
 import os
-import platform
 import re
 import subprocess
 import sys
@@ -28,9 +28,10 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from bench.provenance import ROOT, commit, write_json
 from titn.errors import OneLineParser, UserError, command
+from titn.files import write_atomic
 from titn.kernels.common.backend import installed, interpreting
+from titn.provenance import ROOT, source_commit, versions
 
 SEED = 2024
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -169,14 +170,6 @@ def driver() -> str | None:
         return None
 
 
-def versions() -> dict[str, str | None]:
-    """Versions of what the numbers depend on."""
-    import triton
-
-    found = {"python": platform.python_version(), "torch": torch.__version__, "triton": triton.__version__}
-    return {**found, "cuda": torch.version.cuda, "driver": driver()}
-
-
 @command
 def main(argv: list[str] | None = None) -> None:
     parser = OneLineParser(prog="python -m bench.kernels", description=__doc__.splitlines()[0])
@@ -200,10 +193,15 @@ def main(argv: list[str] | None = None) -> None:
     results = measure(device, console)
     folder = options.out / re.sub(r"[^A-Za-z0-9]+", "-", name).strip("-")
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{now:%Y%m%d-%H%M%S}-{commit()}.json"
-    content = {"device": name, "dry_run": options.dry_run, "utc": now.isoformat(timespec="seconds"), "commit": commit()}
-    content |= {"seed": SEED, "versions": versions(), "wall_seconds": round(time.perf_counter() - started, 1)}
-    write_json(path, {**content, "cases": results})
+    commit = source_commit()
+    path = folder / f"{now:%Y%m%d-%H%M%S}-{commit}.json"
+    content = {"device": name, "dry_run": options.dry_run, "utc": now.isoformat(timespec="seconds"), "commit": commit}
+    content |= {
+        "seed": SEED,
+        "versions": {**versions("torch", "triton"), "cuda": torch.version.cuda, "driver": driver()},
+        "wall_seconds": round(time.perf_counter() - started, 1),
+    }
+    write_atomic(path, json.dumps({**content, "cases": results}, indent=1, allow_nan=False) + "\n")
     console.print(f"written to {path}", highlight=False, soft_wrap=True)
     verdicts = [found for result in results for found in result["correctness"].values()]
     if not all(found.get("ok") or "skipped" in found for found in verdicts):

@@ -20,8 +20,9 @@ from titn.metrics import classification_metrics
 from titn.network import NetworkSpec
 from titn.parts import Parts, describe
 from titn.profile import count_macs
+from titn.provenance import source_commit
 from titn.report import write_report
-from titn.run import Run, source_commit
+from titn.run import Run
 from titn.trainer import Trainer
 
 Config = TypeVar("Config", bound=RunConfig)

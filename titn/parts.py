@@ -107,19 +107,22 @@ def compile_reasons(device: torch.device) -> list[str]:
     return reasons
 
 
+def native_bfloat16(device: torch.device) -> bool:
+    """Whether the device computes in bfloat16 itself."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
 def _not_asked(asked: str) -> str:
     return "" if asked == "off" else "--fast switches it on"
 
 
 def _select_amp(config: RunConfig, device: torch.device, notes: list[tuple[str, str, str]]) -> torch.dtype | None:
     asked = config.amp
-    if device.type == "cuda":
-        bf16 = [] if torch.cuda.is_bf16_supported(including_emulation=False) else ["the GPU has no bfloat16 arithmetic"]
-        fp16: list[str] = []
-    else:
-        native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-        bf16 = [] if native else ["the CPU has no bfloat16 arithmetic"]
-        fp16 = ["fp16 with gradient scaling needs a GPU"]
+    kind = "GPU" if device.type == "cuda" else "CPU"
+    bf16 = [] if native_bfloat16(device) else [f"the {kind} has no bfloat16 arithmetic"]
+    fp16 = [] if device.type == "cuda" else ["fp16 with gradient scaling needs a GPU"]
     if asked == "fp16" and fp16:
         raise UserError(f"--amp fp16 cannot run here: {'; '.join(fp16)}")
     if asked in ("bf16", "fp16"):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import fcntl
 import json
 import shutil
-import subprocess
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -134,15 +133,3 @@ def default_name(config: RunConfig) -> str:
     """Data set, network and time."""
     dataset = Path(config.dataset).resolve().name if "/" in config.dataset else config.dataset
     return f"{dataset}-{config.network}-{time.strftime('%Y%m%d-%H%M%S')}"
-
-
-def source_commit() -> str | None:
-    """The commit of the checkout this package runs from, with a plus sign if it has changes; None outside of one."""
-    here = Path(__file__).resolve().parent
-    if not (here.parent / ".git").exists():
-        return None
-    try:
-        describe = ["git", "-C", str(here), "describe", "--always", "--abbrev=12", "--exclude=*", "--dirty=+"]
-        return subprocess.run(describe, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None

@@ -18,6 +18,11 @@ ROOT = Path(__file__).resolve().parents[2]
 SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}  # bytes a program may use
 REGISTER_FILE = 65536  # 32-bit registers of a multiprocessor
 
+# The widest backward kernels need more registers than there are; they run, with part of them in local memory.
+SPILLING = {("mlp_backward", "16x40 4 heads"), ("attention_backward", "16x40 4 heads")}
+
+pytestmark = pytest.mark.xdist_group("codegen")  # the table is compiled once
+
 Row = dict[str, Any]
 
 
@@ -48,8 +53,10 @@ def test_every_operation_ships_on_every_architecture(rows: list[Row]) -> None:
     assert {(r["operation"], r["arch"]) for r in rows} == {(o, a) for o in codegen.OPERATIONS for a in SHARED_LIMIT}
 
 
-def test_nothing_spills(rows: list[Row]) -> None:
-    assert not names(rows, lambda r: r["stack_bytes"] > 0 or r["spills"] > 0)
+def test_nothing_else_spills(rows: list[Row]) -> None:
+    spilling = [r for r in rows if r["stack_bytes"] > 0 or r["spills"] > 0]
+    assert {(r["kernel"], r["widths"]) for r in spilling} == SPILLING
+    assert {r["operation"] for r in spilling} == {"inner_block"}
 
 
 def test_shared_memory_fits(rows: list[Row]) -> None:
