@@ -106,6 +106,8 @@ def _triton_reasons(
     if interpreting() and requested == "triton" and dtype == torch.bfloat16 != x.dtype:
         reasons.append("the interpreter computes wrong bfloat16 results")
     _, length, channels = x.shape
+    if requested == "auto" and dtype == torch.float32:
+        reasons.append("float32 products spill registers: use bfloat16 or float16, or ask for Triton by name")
     if dtype not in DTYPES:
         reasons.append(f"{dtype} is none of float32, float16, bfloat16")
     if not 1 <= length <= LARGEST_LENGTH:

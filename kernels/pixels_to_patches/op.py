@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from titn.kernels.common.backend import choose, interpreting, triton_reasons
+from titn.kernels.common.backend import autocast_dtype, choose, interpreting, triton_reasons
 from titn.kernels.pixels_to_patches.configuration import MAX_CHANNELS, MAX_COLUMNS, MAX_WIDTH
 from titn.kernels.pixels_to_patches.reference import project
 
@@ -152,11 +152,14 @@ def pixels_to_patches(
     def why_not_triton() -> list[str]:
         return triton_reasons(pixels, backend) + _unsupported(pixels, patches, weight)
 
-    if choose("pixels_to_patches", backend, {"triton": why_not_triton, "torch": list}) == "torch":
+    reasons = {
+        "triton": why_not_triton,
+        "native": lambda: ["this version has no native kernel for it"],
+        "torch": list,
+    }
+    if choose("pixels_to_patches", backend, reasons) == "torch":
         return project(pixels, patches, ln_weight, ln_bias, weight, bias, eps)
-    kind = pixels.device.type
-    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
-        pixels = pixels.to(torch.get_autocast_dtype(kind))
+    pixels = pixels.to(autocast_dtype(pixels.device.type) or pixels.dtype)
     return _PixelsToPatches.apply(pixels, patches, ln_weight, ln_bias, weight, bias, eps)
 
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from titn.kernels.common.backend import choose, installed, triton_reasons
+from titn.kernels.common.backend import autocast_dtype, choose, installed, triton_reasons
 from titn.kernels.short_attention import reference
 
 MAX_TOKENS = 72
@@ -192,9 +192,8 @@ def short_attention(
     """
     _check(q, k, v)
     packed = k is None
-    device = q.device.type
-    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device) and q.dtype != torch.float64:
-        dtype = torch.get_autocast_dtype(device)
+    dtype = autocast_dtype(q.device.type)
+    if dtype is not None and q.dtype != torch.float64:
         q, k, v = q.to(dtype), None if k is None else k.to(dtype), None if v is None else v.to(dtype)
     length = q.shape[1] if packed else q.shape[2]
     scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
