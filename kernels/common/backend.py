@@ -69,7 +69,7 @@ def triton_reasons(tensor: torch.Tensor, requested: str) -> list[str]:
 
 
 def autocast_dtype(device_type: str) -> torch.dtype | None:
-    """The dtype that autocast asks for on this kind of device; None where it is off or unknown (the meta device)."""
-    if torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type):
+    """The dtype that autocast asks for on this kind of device; None where it is off, as always on the meta device."""
+    if device_type != "meta" and torch.is_autocast_enabled(device_type):
         return torch.get_autocast_dtype(device_type)
     return None
