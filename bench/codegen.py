@@ -34,8 +34,16 @@ from titn.kernels.common.compilation import (
 )
 from titn.provenance import source_commit, versions
 
-OPERATIONS = ("inner_block", "short_attention", "pixels_to_patches", "distillation_loss")
+OPERATIONS = (
+    "inner_block",
+    "outer_block",
+    "layernorm_mlp",
+    "short_attention",
+    "pixels_to_patches",
+    "distillation_loss",
+)
 IMAGES, PATCHES, TOKENS = 1024, 16, 262_144  # a batch; its patches of an image; its pixel-level tokens, 16,384 x 16
+PATCH_TOKENS = 18_432  # 1,024 images of 18
 
 
 @dataclass(frozen=True)
@@ -59,7 +67,8 @@ DEVICES = {
 class Row:
     """One kernel in one shipped configuration on one architecture.
 
-    `half_products`: the kernel multiplies matrices of 16-bit numbers, so tensor-core instructions must appear. `rows`:
+    `half_products`: the kernel multiplies matrices of 16-bit numbers, so tensor-core instructions must appear; `hgmma`
+    counts those of a whole warp group, which only sm_90 has. `rows`:
     how many the problem has (see `problem_rows`), None where the work does not grow with the batch.
     """
 
@@ -73,6 +82,7 @@ class Row:
     stack_bytes: int
     spills: int
     tensor_core: int
+    hgmma: int
     half_products: bool
     instructions: int
     warp_instructions_per_row: float
@@ -96,8 +106,8 @@ def problem_rows(c: Compilation) -> int | None:
     """Rows, in the kernel's own count, of one layer at 1,024 images of 16 patches of 16 pixels.
 
     inner_block: 262,144 tokens. short_attention: tokens times heads; up to 16 tokens are pixels, more are the patches
-    of an image. pixels_to_patches: 16,384 patches, once for every chunk of pixels and tile of columns.
-    distillation_loss: images.
+    of an image. pixels_to_patches: 16,384 patches, once for every chunk of pixels and tile of columns. outer_block and
+    layernorm_mlp: 18,432 tokens. distillation_loss: images.
     """
     constants = c.constants
     if c.operation == "inner_block" and c.kernel in ("forward", "mlp_backward", "attention_backward"):
@@ -106,6 +116,8 @@ def problem_rows(c: Compilation) -> int | None:
         return (TOKENS if constants["L"] <= 16 else IMAGES * constants["L"]) * constants["H"]
     if c.operation == "pixels_to_patches" and c.kernel != "reduction":
         return IMAGES * PATCHES * -(-constants["L"] // constants["LB"]) * constants["TILES"]
+    if c.operation in ("outer_block", "layernorm_mlp") and "M" in constants:
+        return PATCH_TOKENS
     return IMAGES if c.operation == "distillation_loss" else None
 
 
@@ -141,6 +153,7 @@ def measure(operation: str, arch: int, index: int, device: str | None) -> Row | 
         stack_bytes=found.stack,
         spills=found.spills,
         tensor_core=found.tensor_core,
+        hgmma=found.instructions.get("HGMMA", 0),
         half_products=re.search(r"tt\.dot .*x(bf16|f16)>", compiled.asm["ttir"]) is not None,
         instructions=sum(found.instructions.values()),
         warp_instructions_per_row=round(per_row, 3),

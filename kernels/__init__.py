@@ -3,7 +3,18 @@
 from titn.kernels.common.backend import BackendUnavailable
 from titn.kernels.distillation_loss import distillation_loss
 from titn.kernels.inner_block import inner_block
+from titn.kernels.layernorm_mlp import layernorm_mlp
+from titn.kernels.outer_block import outer_attention, outer_block
 from titn.kernels.pixels_to_patches import pixels_to_patches
 from titn.kernels.short_attention import short_attention
 
-__all__ = ["BackendUnavailable", "distillation_loss", "inner_block", "pixels_to_patches", "short_attention"]
+__all__ = [
+    "BackendUnavailable",
+    "distillation_loss",
+    "inner_block",
+    "layernorm_mlp",
+    "outer_attention",
+    "outer_block",
+    "pixels_to_patches",
+    "short_attention",
+]

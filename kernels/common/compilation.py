@@ -29,9 +29,12 @@ class Compilation:
             to 16 bytes.
         constants: value of every `tl.constexpr` argument, by name.
         options: launch options: num_warps, num_stages.
-        rows_per_tile: rows (tokens, or batch rows) that one pass of the kernel's main loop handles; 0 for a kernel
-            whose work does not grow with the rows.
+        rows_per_tile: rows (tokens, or batch rows) that one pass of the kernel's main loop handles, or one program
+            where `passes` is given; 0 for a kernel whose work does not grow with the rows.
         widths: what distinguishes the configuration, such as "16x12 4 heads".
+        passes: for a kernel without a loop over rows, how often a program goes through each loop that holds products
+            and through each that holds none.
+        inner_passes: how often a pass of the main loop goes through the loops within it.
     """
 
     operation: str
@@ -42,6 +45,8 @@ class Compilation:
     options: Mapping[str, int]
     rows_per_tile: int
     widths: str
+    passes: tuple[int, int] | None = None
+    inner_passes: int = 1
 
 
 @dataclass(frozen=True)
@@ -53,21 +58,21 @@ class Resources:
         stack: bytes of local memory per thread; above zero means spills.
         shared: bytes of shared memory per program.
         instructions: machine instructions of the whole kernel, by mnemonic ("HMMA", "FFMA", "LDL", ...).
-        loop: those within its loops (over rows, one after the other), by mnemonic; empty where it has none.
+        loops: those within each of its outermost loops, by mnemonic.
+        inner: number of those within loops that lie in others.
     """
 
     registers: int
     stack: int
     shared: int
     instructions: Mapping[str, int] = field(hash=False)
-    loop: Mapping[str, int] = field(hash=False)
+    loops: tuple[Mapping[str, int], ...] = field(hash=False)
+    inner: int
 
     @property
     def tensor_core(self) -> int:
         """Number of tensor-core instructions (HMMA, HGMMA or the UTC*MMA of sm_100)."""
-        return sum(
-            n for name, n in self.instructions.items() if name in ("HMMA", "HGMMA") or re.match(r"UTC\w*MMA", name)
-        )
+        return _tensor_core(self.instructions)
 
     @property
     def spills(self) -> int:
@@ -106,25 +111,35 @@ def resources(compiled: Any) -> Resources:
         usage = _cuobjdump("--dump-resource-usage", file.name)
         listing = _parse_sass(_cuobjdump("--dump-sass", file.name))
     found = {name: int(value) for name, value in re.findall(r"\b(REG|STACK):(\d+)", usage)}
-    loops = _outermost_loops(listing)
+    loops, inner = _loops(listing)
     return Resources(
         registers=found["REG"],
         stack=found["STACK"],
         shared=compiled.metadata.shared,
         instructions=Counter(i.mnemonic for i in listing),
-        loop=Counter(i.mnemonic for i in listing if any(start <= i.address <= end for start, end in loops)),
+        loops=tuple(Counter(i.mnemonic for i in listing if start <= i.address <= end) for start, end in loops),
+        inner=sum(any(start <= i.address <= end for start, end in inner) for i in listing),
     )
 
 
 def warp_instructions_per_row(c: Compilation, found: Resources) -> float:
-    """Instructions issued by all warps of a program in one pass of every loop, per row handled.
+    """Instructions issued by all warps of a program per row handled; 0 where its work does not grow with the rows.
 
-    Where the kernel has no loop, all its instructions count, as one pass; 0 where its work does not grow with the rows.
+    Those of one pass of every loop (without any: of the whole kernel) with the passes of the loops within, or, where
+    `c.passes` is given, those outside of loops and of all passes.
     """
     if c.rows_per_tile == 0:
         return 0.0
-    count = sum((found.loop or found.instructions).values())
+    everything, within = sum(found.instructions.values()), [sum(loop.values()) for loop in found.loops]
+    count = sum(within) + (c.inner_passes - 1) * found.inner if within else everything
+    if c.passes is not None:
+        passes = [c.passes[0 if _tensor_core(loop) else 1] for loop in found.loops]
+        count = everything + sum(n * (times - 1) for n, times in zip(within, passes, strict=True))
     return count * c.options["num_warps"] / c.rows_per_tile
+
+
+def _tensor_core(instructions: Mapping[str, int]) -> int:
+    return sum(n for name, n in instructions.items() if name in ("HMMA", "HGMMA") or re.match(r"UTC\w*MMA", name))
 
 
 def issue_floor_microseconds(
@@ -160,13 +175,19 @@ def _parse_sass(text: str) -> list[_Instruction]:
     return found
 
 
-def _outermost_loops(listing: list[_Instruction]) -> list[tuple[int, int]]:
-    """First and last addresses of the backward branches within no other (one to itself is the trap at the end)."""
-    backward = [
+def _loops(listing: list[_Instruction]) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
+    """First and last addresses of the outermost loops, overlapping ones merged, and of those that lie within one.
+
+    A loop is a backward branch (the one to itself is the trap at the end). On sm_100 the compiler places waiting loops
+    behind the code they belong to, so that a loop may reach further here than it does.
+    """
+    backward = sorted(
         (i.branch_target, i.address) for i in listing if i.branch_target is not None and i.branch_target < i.address
-    ]
-    return [
-        (start, end)
-        for start, end in backward
-        if not any(other != (start, end) and other[0] <= start and end <= other[1] for other in backward)
-    ]
+    )
+    merged: list[tuple[int, int]] = []
+    for start, end in backward:
+        if merged and start <= merged[-1][1]:
+            merged[-1] = (merged[-1][0], max(end, merged[-1][1]))
+        else:
+            merged.append((start, end))
+    return merged, [loop for loop in backward if loop not in merged]

@@ -15,12 +15,19 @@ from titn.kernels.common.backend import interpreting
 from titn.kernels.common.compilation import Compilation
 from titn.kernels.common.configurations import configuration
 from titn.kernels.inner_block.backward import attention_backward, mlp_backward
+from titn.kernels.inner_block.backward_wide import attention_backward_wide, mlp_backward_wide
 from titn.kernels.inner_block.forward import inner_forward
 from titn.kernels.inner_block.weights import pack_weights, unpack_gradients
 
 HIDDEN_BLOCK = 16
 MLP_ROWS = 16
 SUM_BLOCK = 32
+BACKWARD: dict[tuple[str, bool], Any] = {  # by name, and whether the sums are kept in memory
+    ("mlp_backward", False): mlp_backward,
+    ("mlp_backward", True): mlp_backward_wide,
+    ("attention_backward", False): attention_backward,
+    ("attention_backward", True): attention_backward_wide,
+}
 
 
 @dataclass(frozen=True)
@@ -29,6 +36,7 @@ class Geometry:
 
     Attributes:
         channels, heads, hidden, length: C, H, F, L.
+        half: the tokens are 16 bits wide.
         padded: CP, the next power of two above C (room for the ones column), at least 16.
         slice_width, slice_heads: SW columns hold HS heads and the ones column.
         rows: TP, tokens of a tile: L or 16, whichever is larger, to a power of two; holds TP // L sequences.
@@ -38,6 +46,7 @@ class Geometry:
     heads: int
     hidden: int
     length: int
+    half: bool = True
 
     @property
     def head_width(self) -> int:
@@ -69,6 +78,11 @@ class Geometry:
         return max(16, triton.next_power_of_2(self.length))
 
     @property
+    def sums_in_memory(self) -> bool:
+        """Whether backward_wide.py serves: float32 and long sequences outgrow its shared memory."""
+        return self.padded == 64 and self.rows == 16 and self.half
+
+    @property
     def packed_shape(self) -> tuple[int, int]:
         return 7 * self.head_rows + 3 * self.padded_hidden, self.padded
 
@@ -86,7 +100,9 @@ class Geometry:
 
     def kernel(self, name: str, architecture: int, **extra: Any) -> tuple[dict[str, Any], dict[str, int], int]:
         """Constants, launch options and programs per multiprocessor of one of the three large kernels."""
-        settings = configuration(f"inner_block.{name}", str(self.padded), architecture)
+        in_memory = name != "forward" and self.sums_in_memory
+        widths = f"{self.padded} in memory" if in_memory else str(self.padded)
+        settings = configuration(f"inner_block.{name}", widths, architecture)
         constants: dict[str, Any] = {
             "C": self.channels,
             "CP": self.padded,
@@ -103,11 +119,11 @@ class Geometry:
         if name == "forward":
             constants["RESIDENT_SLICES"] = settings["resident_slices"]
             constants["RESIDENT_BLOCKS"] = settings["resident_blocks"]
+        elif "unroll" in settings:
+            constants["UNROLL"] = math.gcd(settings["unroll"], self.units(name))
         else:
-            blocks, slices = self.padded_hidden // HIDDEN_BLOCK, self.head_rows // self.slice_width
-            full = self.heads % self.slice_heads == 0
-            units = blocks if name == "mlp_backward" else slices if full else 1
-            constants["PARTS"] = math.gcd(settings["parts"], units)
+            full = name == "mlp_backward" or self.heads % self.slice_heads == 0
+            constants["PARTS"] = math.gcd(settings["parts"], self.units(name) if full else 1)
             constants["RESIDENT"] = bool(settings["resident"])
             constants["SHARED_SUMS"] = bool(settings["shared_sums"])
         options = {"num_warps": settings["num_warps"], "num_stages": 1, "enable_fp_fusion": True}
@@ -118,9 +134,13 @@ class Geometry:
         length = constants.get("L", MLP_ROWS)
         return int(constants["G"] * (constants["TP"] // length * length))
 
+    def units(self, name: str) -> int:
+        """Hidden blocks or head slices that the backward kernel of this name goes through for one tile."""
+        return self.padded_hidden // HIDDEN_BLOCK if name == "mlp_backward" else self.head_rows // self.slice_width
+
 
 def geometry(x: Tensor, fc1_weight: Tensor, num_heads: int) -> Geometry:
-    return Geometry(x.shape[2], num_heads, fc1_weight.shape[0], x.shape[1])
+    return Geometry(x.shape[2], num_heads, fc1_weight.shape[0], x.shape[1], x.element_size() == 2)
 
 
 def forward(
@@ -161,15 +181,15 @@ def backward(
         constants, options, per_processor = g.kernel("mlp_backward", architecture)
         mlp_programs = _programs(x, rows, g.tile_rows(constants), per_processor)
         mlp_sums = x.new_empty(mlp_programs, g.padded, 2 * g.padded_hidden + 16, dtype=torch.float32)
-        scratch = _scratch(x, constants)
-        mlp_backward[(mlp_programs,)](mid, dy, dmid, packed, mlp_sums, scratch, rows, eps, **constants, **options)
+        function, scratch = _backward_kernel("mlp_backward", x, constants)
+        function[(mlp_programs,)](mid, dy, dmid, packed, mlp_sums, *scratch, rows, eps, **constants, **options)
 
         constants, options, per_processor = g.kernel("attention_backward", architecture)
         attention_programs = _programs(x, rows, g.tile_rows(constants), per_processor)
         attention_sums = x.new_empty(attention_programs, g.padded, 4 * g.head_rows, dtype=torch.float32)
-        scratch = _scratch(x, constants)
-        attention_backward[(attention_programs,)](
-            x, dmid, dx, packed, attention_sums, scratch, rows, eps, **constants, **options
+        function, scratch = _backward_kernel("attention_backward", x, constants)
+        function[(attention_programs,)](
+            x, dmid, dx, packed, attention_sums, *scratch, rows, eps, **constants, **options
         )
         unpack_gradients[(2 * (g.channels + 1),)](
             attention_sums,
@@ -194,17 +214,22 @@ def shipped(arch: int) -> list[Compilation]:
         g = Geometry(channels, heads, 4 * channels, length)
         widths = f"{length}x{channels} {heads} heads"
         scalars = {"n_rows": "i32", "eps": "fp32"}
-        for name, function, pointers in (
-            ("forward", inner_forward, ("x", "mid", "y", "packed")),
-            ("mlp_backward", mlp_backward, ("mid", "dy", "dmid", "packed")),
-            ("attention_backward", attention_backward, ("x", "dy", "dx", "packed")),
+        for name, pointers in (
+            ("forward", ("x", "mid", "y", "packed")),
+            ("mlp_backward", ("mid", "dy", "dmid", "packed")),
+            ("attention_backward", ("x", "dy", "dx", "packed")),
         ):
             extra = {"SAVE_MID": True} if name == "forward" else {}
             constants, options, _ = g.kernel(name, arch, **extra)
+            function = inner_forward if name == "forward" else BACKWARD[name, "UNROLL" in constants]
             types = dict.fromkeys(pointers, "*bf16") | scalars
-            types |= {"fc2_bias": "*fp32"} if name == "forward" else {"sums": "*fp32", "scratch": "*fp32"}
+            types |= {"fc2_bias": "*fp32"} if name == "forward" else {"sums": "*fp32"}
+            types |= {"scratch": "*fp32"} if "PARTS" in constants else {}
             rows = g.tile_rows(constants) // constants.get("PARTS", 1)
-            found.append(Compilation("inner_block", name, function, types, constants, options, rows, widths))
+            inner = g.units(name) // constants["UNROLL"] if "UNROLL" in constants else 1
+            found.append(
+                Compilation("inner_block", name, function, types, constants, options, rows, widths, inner_passes=inner)
+            )
         found += _small_kernels(g, widths)
     return found
 
@@ -243,9 +268,12 @@ def _present(parameter: Tensor | None) -> Tensor:
     return parameter
 
 
-def _scratch(x: Tensor, constants: Mapping[str, Any]) -> Tensor:
-    """Where the gradient of xh waits between the parts of a backward kernel; empty where there is one part."""
-    return x.new_empty(x.shape if constants["PARTS"] > 1 else 0, dtype=torch.float32)
+def _backward_kernel(name: str, x: Tensor, constants: Mapping[str, Any]) -> tuple[Any, list[Tensor]]:
+    """The kernel its constants ask for, and where the gradient of xh waits between its parts (empty for one part)."""
+    if "UNROLL" in constants:
+        return BACKWARD[name, True], []
+    scratch = x.new_empty(x.shape if constants["PARTS"] > 1 else 0, dtype=torch.float32)
+    return BACKWARD[name, False], [scratch]
 
 
 def _architecture(x: Tensor) -> int:

@@ -18,9 +18,6 @@ ROOT = Path(__file__).resolve().parents[2]
 SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}  # bytes a program may use
 REGISTER_FILE = 65536  # 32-bit registers of a multiprocessor
 
-# The widest backward kernels need more registers than there are; they run, with part of them in local memory.
-SPILLING = {("mlp_backward", "16x40 4 heads"), ("attention_backward", "16x40 4 heads")}
-
 pytestmark = pytest.mark.xdist_group("codegen")  # the table is compiled once
 
 Row = dict[str, Any]
@@ -53,10 +50,8 @@ def test_every_operation_ships_on_every_architecture(rows: list[Row]) -> None:
     assert {(r["operation"], r["arch"]) for r in rows} == {(o, a) for o in codegen.OPERATIONS for a in SHARED_LIMIT}
 
 
-def test_nothing_else_spills(rows: list[Row]) -> None:
-    spilling = [r for r in rows if r["stack_bytes"] > 0 or r["spills"] > 0]
-    assert {(r["kernel"], r["widths"]) for r in spilling} == SPILLING
-    assert {r["operation"] for r in spilling} == {"inner_block"}
+def test_nothing_spills(rows: list[Row]) -> None:
+    assert not names(rows, lambda r: r["stack_bytes"] > 0 or r["spills"] > 0)
 
 
 def test_shared_memory_fits(rows: list[Row]) -> None:
@@ -75,6 +70,14 @@ def test_tensor_cores_are_used(rows: list[Row]) -> None:
     products = [r for r in rows if r["half_products"]]
     assert {r["operation"] for r in products} >= {"inner_block", "short_attention", "pixels_to_patches"}
     assert not names(products, lambda r: r["tensor_core"] == 0)
+
+
+def test_wide_products_are_those_of_warp_groups(rows: list[Row]) -> None:
+    """On sm_90; the widest backward of layernorm_mlp has tiles of 32 rows, a warp group multiplies 64."""
+    wide = [r for r in rows if r["arch"] == 90 and r["operation"] in ("layernorm_mlp", "outer_block") and r["rows"]]
+    assert len(wide) == 6 + 12
+    others = {(r["operation"], r["kernel"], r["widths"]) for r in wide if not r["hgmma"]}
+    assert others == {("layernorm_mlp", "backward", "640 to 2560")}
 
 
 @pytest.mark.parametrize(

@@ -124,7 +124,9 @@ def test_float32(length: int, channels: int, heads: int) -> None:
     check(make_inputs(5, length, channels), heads)
 
 
-@pytest.mark.parametrize(("length", "channels", "heads"), [(16, 12, 4), (4, 12, 2), (16, 24, 4), (16, 40, 4)])
+@pytest.mark.parametrize(
+    ("length", "channels", "heads"), [(16, 12, 4), (4, 12, 2), (16, 24, 4), (16, 40, 4), (16, 40, 8)]
+)
 def test_float16(length: int, channels: int, heads: int) -> None:
     check(make_inputs(6, length, channels, dtype=torch.float16), heads)
 
@@ -151,12 +153,20 @@ def test_more_sequences_than_a_grid_dimension_holds(monkeypatch: pytest.MonkeyPa
     check(make_inputs(65_537, 2, 4, hidden=16), 2)
 
 
-def test_no_sequences() -> None:
-    inputs = make_inputs(0, 16, 12)
-    y, gradients = output_and_gradients(
-        lambda *t: inner_block(*t, num_heads=4, backend="triton"), inputs, randn(0, 16, 12, seed=0)
-    )
-    assert y.shape == (0, 16, 12)
+@pytest.mark.parametrize("sequences", [8, 17])
+def test_wide_sums_in_memory(sequences: int) -> None:
+    """Eight sequences make a pass: one program, and two of which one adds a second tile to its sums in memory."""
+    check(make_inputs(sequences, 16, 32, hidden=64, dtype=torch.float16), 4)
+
+
+@pytest.mark.parametrize("channels", [12, 40])
+def test_no_sequences(channels: int) -> None:
+    inputs = make_inputs(0, 16, channels)
+    with nan_filled_memory():
+        y, gradients = output_and_gradients(
+            lambda *t: inner_block(*t, num_heads=4, backend="triton"), inputs, randn(0, 16, channels, seed=0)
+        )
+    assert y.shape == (0, 16, channels)
     assert all(g is not None and not g.any() for g in gradients)
 
 

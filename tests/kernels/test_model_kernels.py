@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 
 import pytest
 import torch
@@ -76,8 +77,27 @@ def test_kernels_are_really_used(monkeypatch: pytest.MonkeyPatch) -> None:
 
         monkeypatch.setattr(layers, operation, recorded)
 
-    for operation in ("inner_block", "pixels_to_patches", "short_attention"):
+    for operation in ("inner_block", "pixels_to_patches", "outer_block"):
         record(operation)
     model = create_model("titn", num_classes=CLASSES, image_size=16, depth=1, kernels="triton").to(DEVICE)
     model(randn(1, 3, 16, 16, seed=0))
-    assert seen == {name: {"triton"} for name in ("inner_block", "pixels_to_patches", "short_attention")}
+    assert seen == {name: {"triton"} for name in ("inner_block", "pixels_to_patches", "outer_block")}
+
+
+@pytest.mark.filterwarnings("error:Grad strides do not match bucket view strides")
+def test_gradients_in_buckets_of_ddp(tmp_path: Path) -> None:
+    """DistributedDataParallel, whose gradients are views of its buckets, gives the same gradients."""
+    torch.manual_seed(0)
+    model = create_model("titn", num_classes=CLASSES, image_size=16, depth=1, kernels="triton").to(DEVICE)
+    images = randn(IMAGES, 3, 16, 16, seed=100)
+    gradients = [randn(IMAGES, CLASSES, seed=101 + head) for head in range(2)]
+    _, expected = logits_and_gradients(model, images, gradients)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        parallel = torch.nn.parallel.DistributedDataParallel(model, gradient_as_bucket_view=True, bucket_cap_mb=1)
+        torch.autograd.backward(parallel(images), gradients)
+    finally:
+        torch.distributed.destroy_process_group()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None
+        assert torch.equal(parameter.grad, expected[name]), name

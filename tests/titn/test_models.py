@@ -295,9 +295,11 @@ def test_other_sizes_channels_and_widths() -> None:
 
 
 def test_long_sequences_use_another_attention_with_the_same_result(monkeypatch: pytest.MonkeyPatch) -> None:
+    from titn.kernels.outer_block import reference
+
     module = perturbed("vit").eval()
     expected = module(images())
-    monkeypatch.setattr("titn.models.layers.LONGEST_SHORT_SEQUENCE", 0)
+    monkeypatch.setattr(reference, "MAX_TOKENS", 0)
     torch.testing.assert_close(module(images()), expected, rtol=1e-10, atol=1e-10)
     assert create_model("vit", **{**SMALL, "image_size": 80}, depth=1)(torch.randn(1, 3, 80, 80)).shape == (1, 7)
 

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from titn.kernels import inner_block, pixels_to_patches, short_attention
+from titn.kernels import inner_block, layernorm_mlp, outer_attention, outer_block, pixels_to_patches
 
 MLP_RATIO = 4
 LAYER_NORM_EPS = 1e-5
-LONGEST_SHORT_SEQUENCE = 72
 
 
 class _TransformerLayer(nn.Module):
@@ -27,30 +27,24 @@ class _TransformerLayer(nn.Module):
         self.fc1 = nn.Linear(dim, MLP_RATIO * dim)
         self.fc2 = nn.Linear(MLP_RATIO * dim, dim)
 
+    def _attention_half(self) -> tuple[Tensor, ...]:
+        modules = (self.norm1, self.qkv, self.proj)
+        return tuple(parameter for module in modules for parameter in (module.weight, module.bias))
+
+    def _mlp_half(self) -> tuple[Tensor, ...]:
+        modules = (self.norm2, self.fc1, self.fc2)
+        return tuple(parameter for module in modules for parameter in (module.weight, module.bias))
+
 
 class PixelLayer(_TransformerLayer):
     """The inner Transformer layer (TNT equation 1), over the pixels of every patch."""
 
     def forward(self, pixels: Tensor) -> Tensor:
         """[B, N, M, C] to [B, N, M, C]: attention among the M pixels of each patch, then the MLP, both residual."""
-        return inner_block(
-            pixels.flatten(0, 1),
-            self.norm1.weight,
-            self.norm1.bias,
-            self.qkv.weight,
-            self.qkv.bias,
-            self.proj.weight,
-            self.proj.bias,
-            self.norm2.weight,
-            self.norm2.bias,
-            self.fc1.weight,
-            self.fc1.bias,
-            self.fc2.weight,
-            self.fc2.bias,
-            num_heads=self.heads,
-            eps=LAYER_NORM_EPS,
-            backend=self.kernels,
-        ).view(pixels.shape)
+        parameters = (*self._attention_half(), *self._mlp_half())
+        sequences = pixels.flatten(0, 1)
+        settings: Any = {"num_heads": self.heads, "eps": LAYER_NORM_EPS, "backend": self.kernels}
+        return inner_block(sequences, *parameters, **settings).view(pixels.shape)
 
 
 class PixelsToPatches(nn.Module):
@@ -92,22 +86,16 @@ class PatchLayer(_TransformerLayer):
 
     def forward(self, patches: Tensor) -> Tensor:
         """[B, T, D] to [B, T, D]."""
-        patches = patches + self._drop_path(self._attention(self.norm1(patches)))
-        return patches + self._drop_path(self.fc2(F.gelu(self.fc1(self.norm2(patches)))))
-
-    def _attention(self, tokens: Tensor) -> Tensor:
-        batch, length, dim = tokens.shape
-        qkv = self.qkv(tokens).view(batch, length, 3, self.heads, dim // self.heads)
-        if length <= LONGEST_SHORT_SEQUENCE:
-            heads = short_attention(qkv, backend=self.kernels)
-        else:
-            q, k, v = qkv.transpose(1, 3).unbind(2)
-            heads = F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
-        return self.proj(heads.reshape(batch, length, dim))
+        settings: Any = {"eps": LAYER_NORM_EPS, "backend": self.kernels}
+        attention, mlp = self._attention_half(), self._mlp_half()
+        if self.keep is None or not self.training:
+            return outer_block(patches, *attention, *mlp, num_heads=self.heads, **settings)
+        branch = outer_attention(patches, *attention, num_heads=self.heads, residual=False, **settings)
+        patches = patches + self._drop_path(branch)
+        return patches + self._drop_path(layernorm_mlp(patches, *mlp, residual=False, **settings))
 
     def _drop_path(self, branch: Tensor) -> Tensor:
-        if self.keep is None or not self.training:
-            return branch
+        assert self.keep is not None
         kept = torch.rand(branch.shape[0], 1, 1, device=branch.device) < self.keep
         return branch * (kept / self.keep).to(branch.dtype)
 
