@@ -1,6 +1,7 @@
 """Train a distilled Transformer-in-Transformer on small images."""
 
+from titn.accelerate import Acceleration, accelerate, restore
 from titn.models import create_model
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "create_model"]
+__all__ = ["Acceleration", "__version__", "accelerate", "create_model", "restore"]
