@@ -1,211 +1,262 @@
-"""The fused operations on a GPU: right first, then timed against eager PyTorch, torch.compile and SDPA.
+"""Every operation by every provider: right first, then timed against the floors that the device's ceilings set.
 
-    python -m bench.kernels [--out DIR]
+    python -m bench.kernels [--device D] [--seconds N] [--out DIR]
     python -m bench.kernels --dry-run [--out DIR]
 
-Right means, for the output and every gradient: the error against float64 is at most twice that of plain PyTorch in the
-same dtype (for float32: or below 1e-5), and two runs are equal bit by bit. Only then is the Triton backend timed.
-Results go to DIR/DEVICE/DATE-COMMIT.json; a part that fails is recorded with its error, the rest goes on. --dry-run
-does the same at toy sizes on the CPU, in Triton's interpreter, where the times mean nothing.
+A row is one operation, size, dtype, mode and provider: microseconds as launched and as a replayed CUDA graph, bytes and
+operations that no implementation can avoid, the floors that follow, the share of the larger floor in the time, peak
+memory and the error against float64; or the reason why it was not timed. `pytest bench` takes the same rows as tests.
+--dry-run does the same at toy sizes on the CPU, in Triton's interpreter, where the times mean nothing.
 """
 
 from __future__ import annotations
 
-import json
 import os
-import re
-import subprocess
+import shlex
 import sys
 import time
-import traceback
-from collections.abc import Callable
-from datetime import UTC, datetime
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
+from rich.progress import track
 from rich.table import Table
-from torch import Tensor
 
+from bench import ceilings as ceilings_of
+from bench import correctness as correctness_of
+from bench.correctness import SEED, Problem, described, largest, problem, warnings_kept, within
+from bench.kernel_cases import MODES, Case, cases
+from bench.providers import Provider, providers
+from bench.record import RESULTS, Record
+from bench.rivals import Function, Refused
+from bench.timing import microseconds, peak_bytes
 from titn.errors import OneLineParser, UserError, command
-from titn.files import write_atomic
-from titn.kernels.common.backend import installed, interpreting
-from titn.provenance import ROOT, source_commit, versions
+from titn.kernels.common.backend import BackendUnavailable, installed, interpreting
+from titn.parts import select_device
 
-SEED = 2024
-DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
-FLOAT32_LIMIT = 1e-5
+RIVAL_FACTOR = 10.0  # beyond this many times plain PyTorch's error a rival computes something else
+DTYPE_ORDER = ("bf16", "fp16", "fp32")
 
-Result = dict[str, Any]
+Row = dict[str, Any]
 
 
-def attempt(part: Callable[[], Result]) -> Result:
-    """The result of `part`, or its error."""
-    try:
-        return part()
-    except Exception as error:
-        last = traceback.extract_tb(error.__traceback__)[-1]
-        message, where = " ".join(str(error).split())[:300], f"{Path(last.filename).name}:{last.lineno}"
-        return {"error": f"{type(error).__name__}: {message} ({where})"}
+class Trial:
+    """One provider on one problem; `verdict` is that of `bench.correctness` on our own kernels, None for others."""
 
+    def __init__(self, given: Problem, provider: Provider, verdict: Row | None, *, small: bool) -> None:
+        self.given, self.provider, self.verdict, self.small = given, provider, verdict, small
+        self._function: Function | None = None
 
-def relative_error(actual: Tensor, truth: Tensor) -> float | None:
-    """||actual - truth|| / ||truth||, absolute where the truth is 0; None where it is not finite."""
-    norm = truth.norm().item()
-    error = (actual.double() - truth).norm().item() / (norm or 1.0)
-    return error if error < float("inf") else None
+    def head(self, mode: str) -> Row:
+        """What identifies a row."""
+        case = self.given.case
+        names = {"operation": case.operation, "case": case.name, "dtype": self.given.dtype}
+        return names | {"mode": mode, "provider": self.provider.name}
 
+    def call(self, mode: str) -> Callable[[Any], Any]:
+        """What is timed: of one of the problem's sets."""
+        return self.given.call(self.function(), mode)
 
-def correctness(case: Any, dtype: torch.dtype, device: torch.device) -> Result:
-    """Errors of output and gradients of both backends in `dtype` against float64, and equality of two runs."""
-    from bench.kernel_cases import gradients, precision, prepare
+    def function(self) -> Function:
+        """The provider's function, built at the first call."""
+        if self._function is None:
+            self._function = self.provider.build()
+        return self._function
 
-    generator = torch.Generator().manual_seed(SEED)
-    drawn = case.draw(dtype, generator)
-    shape = case.call(prepare(drawn, torch.device("cpu"), torch.float64), "torch").shape
-    gradient = torch.randn(shape, generator=generator).to(dtype).to(device)
+    def error(self, mode: str) -> float:
+        """The largest error against float64 of what `mode` computes.
 
-    def run(backend: str, run_dtype: torch.dtype | None) -> list[Tensor]:
-        inputs = prepare(drawn, device, run_dtype)
-        with precision(device, run_dtype or dtype):
-            output = case.call(inputs, backend)
-        return [output.detach(), *gradients(output, inputs, gradient.to(output.dtype))]
+        Raises:
+            Refused: the results are wrong, or nobody checked them.
+        """
+        plain = self.given.plain[:1] if mode == MODES[0] else self.given.plain
+        if self.provider.name == "triton":
+            self.function()  # which may refuse
+            if self.verdict is None:
+                raise Refused("not timed: its results were not checked")
+            if not self.verdict.get("ok"):
+                why = self.verdict.get("skipped") or self.verdict.get("error") or "its results are wrong"
+                raise Refused(why if "skipped" in self.verdict else f"not timed: {why}")
+            errors = self.verdict["errors"][: len(plain)]
+        else:
+            errors = self.given.errors(self.given.run(self.function(), mode))
+        found = largest(errors)
+        if found is None or not all(within(errors, plain, RIVAL_FACTOR)):
+            listed = [", ".join("not finite" if e is None else f"{e:.1e}" for e in each) for each in (errors, plain)]
+            raise Refused(f"not timed: its errors are {listed[0]}, plain PyTorch's {listed[1]}")
+        return found
 
-    truth = [t.double() for t in run("torch", torch.float64)]
-    plain = [relative_error(a, t) for a, t in zip(run("torch", None), truth, strict=True)]
-    first, second = run("triton", None), run("triton", None)
-    fused = [relative_error(a, t) for a, t in zip(first, truth, strict=True)]
-    floor = FLOAT32_LIMIT if dtype == torch.float32 else 0.0
-    within = [a is not None and b is not None and a <= max(2 * b, floor) for a, b in zip(fused, plain, strict=True)]
-    equal = all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
-    return {"ok": all(within) and equal, "errors": fused, "plain_errors": plain, "within": within, "runs_equal": equal}
+    def row(self, mode: str, ceilings: dict[str, Any] | None) -> Row:
+        """The row of `mode`, or the reason why there is none."""
+        row = self.head(mode)
+        with warnings_kept() as notes, self.provider.context():
+            try:
+                return row | self._measured(mode, ceilings)
+            except (Refused, BackendUnavailable) as error:
+                return row | {"reason": str(error)}
+            except Exception as error:
+                return row | {"reason": described(error, notes)}
 
-
-def timing(case: Any, candidate: Any, dtype: torch.dtype, device: torch.device) -> Result:
-    """Microseconds of forward and of forward + backward, as launched and (on a GPU) as a CUDA graph."""
-    from bench.kernel_cases import gradients, precision, prepare
-    from bench.timing import microseconds
-
-    generator = torch.Generator().manual_seed(SEED)
-    drawn = case.draw(dtype, generator)
-    size = sum(t.numel() * t.element_size() for t in drawn if t is not None)
-    copies = max(2, min(16, 256 * 2**20 // size)) if device.type == "cuda" else 2
-    sets = [prepare(drawn, device) for _ in range(copies)]
-
-    def forward(inputs: Any) -> Tensor:
-        with precision(device, dtype):
-            result: Tensor = candidate.function(inputs)
-        return result
-
-    with candidate.context():
-        output = forward(sets[0])
-        gradient = torch.randn(output.shape, generator=generator).to(device, output.dtype)
-        del output
-
-        def both(inputs: Any) -> Any:
-            return gradients(forward(inputs), inputs, gradient)
-
+    def _measured(self, mode: str, ceilings: dict[str, Any] | None) -> Row:
+        given, device = self.given, self.given.device
+        error = self.error(mode)
+        call = self.call(mode)
+        peak = peak_bytes(call, given.sets[0], device)
+        us, graph = microseconds(call, given.sets, device, small=self.small)
+        flops, traffic = given.case.flops(mode), given.traffic[mode]
+        floors = ceilings_of.floors(flops, traffic, given.dtype, ceilings)
+        floor = max((value for value in floors.values() if value is not None), default=None)
+        taken: float = graph["median"] if "median" in graph else us["median"]
         return {
-            "forward": microseconds(forward, sets, device),
-            "forward_backward": microseconds(both, sets, device),
+            "us": us,
+            "graph_us": graph,
+            "bytes": traffic,
+            "flops": flops,
+            "floor_us": floors,
+            "percent_of_floor": None if floor is None else float(f"{100 * floor / taken:.4g}"),
+            "peak_bytes": peak,
+            "error_fp64": error,
         }
 
 
-def measure(device: torch.device, console: Console) -> list[Result]:
-    """All cases: correctness in every dtype, then times in bf16 (fp16 in the interpreter, which has no bf16)."""
-    from bench.kernel_cases import candidates, cases
+def measure(
+    device: torch.device,
+    correctness: Sequence[Row],
+    ceilings: dict[str, Any] | None,
+    *,
+    small: bool,
+    seconds: float | None,
+    console: Console,
+) -> list[Row]:
+    """Rows of all cases, dtypes and providers, in that order.
 
-    small = device.type == "cpu"
-    timed = "fp16" if small else "bf16"
-    results = []
-    for case in cases(small):
-        checked: dict[str, Result] = {}
-        for name, dtype in DTYPES.items():
-            if small and name == "bf16":
-                checked[name] = {"skipped": "the interpreter computes wrong bfloat16 results"}
-            else:
-                checked[name] = attempt(lambda: correctness(case, dtype, device))  # noqa: B023 - called at once
-        times: dict[str, Result] = {}
-        for candidate in candidates(case, small):
-            if candidate.name == "triton" and not checked[timed].get("ok"):
-                times[candidate.name] = {"error": "not timed: its results are wrong"}
-            else:
-                times[candidate.name] = attempt(lambda: timing(case, candidate, DTYPES[timed], device))  # noqa: B023
-        results.append(
-            {"operation": case.operation, "case": case.name, "correctness": checked, "timed": timed, "times": times}
-        )
-        show(console, results[-1])
-    return results
-
-
-def show(console: Console, result: Result) -> None:
-    """One case as a table."""
-    verdicts = []
-    for name, found in result["correctness"].items():
-        verdicts.append(f"{name} {'right' if found.get('ok') else 'skipped' if 'skipped' in found else 'WRONG'}")
-    table = Table(title=f"{result['operation']}: {result['case']}, {result['timed']}; {', '.join(verdicts)}")
-    table.add_column("candidate")
-    for name in ("forward us", "spread", "in a graph", "forward + backward us", "spread", "in a graph"):
-        table.add_column(name, justify="right")
-    for name, found in result["times"].items():
-        if "error" in found:
-            table.add_row(name, found["error"][:100], style="dim")
-            continue
-        cells = []
-        for part in ("forward", "forward_backward"):
-            launched, graph = found[part]["launched"], found[part]["graph"]
-            cells += [f"{launched['median']:.1f}", f"{launched['p10']:.1f} to {launched['p90']:.1f}"]
-            cells.append(f"{graph['median']:.1f}" if "median" in graph else "-")
-        table.add_row(name, *cells)
-    console.print(table)
+    Taken in the order of their worth, so that what does not fit into `seconds` (None: no limit) is the least of them:
+    first everything in bfloat16 that needs no torch.compile, then torch.compile, then the other dtypes, then what tries
+    out candidates. Toy sizes are timed in float16 alone, the one 16-bit dtype that the interpreter knows.
+    """
+    began = time.perf_counter()
+    verdicts = {(row["operation"], row["case"], row["dtype"]): row for row in correctness}
+    names = ("fp16",) if small else correctness_of.dtypes(device, small=small)
+    work = [
+        (c, name, p) for c in cases(device.type, small) for name in names for p in providers(c, device, small=small)
+    ]
+    order = sorted(range(len(work)), key=lambda i: (0, i) if small else worth(*work[i][1:]))
+    rows: dict[int, list[Row]] = {}
+    for index in track(order, "timing", console=console, transient=True):
+        case, dtype, provider = work[index]
+        if seconds is not None and time.perf_counter() - began > seconds:
+            head = {"operation": case.operation, "case": case.name, "dtype": dtype}
+            late = {"provider": provider.name, "reason": f"not reached within {seconds:g} seconds"}
+            rows[index] = [head | {"mode": mode} | late for mode in MODES]
+        else:
+            verdict = verdicts.get((case.operation, case.name, dtype))
+            rows[index] = list(rows_of(case, dtype, provider, device, verdict, ceilings, small=small))
+    found = [row for index in range(len(work)) for row in rows[index]]
+    show(console, found)
+    return found
 
 
-def driver() -> str | None:
-    """Version of the NVIDIA driver."""
-    query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+def worth(dtype: str, provider: Provider) -> tuple[int, int]:
+    """The smaller, the earlier a provider is timed in a dtype; see `measure`."""
+    rank = DTYPE_ORDER.index(dtype)
+    other = rank > 0
+    return ((0, 1, 3)[provider.cost] if not other else (2, 4, 5)[provider.cost]), rank
+
+
+def rows_of(
+    case: Case,
+    dtype: str,
+    provider: Provider,
+    device: torch.device,
+    verdict: Row | None,
+    ceilings: dict[str, Any] | None,
+    *,
+    small: bool,
+) -> Iterator[Row]:
+    """A row for each mode."""
     try:
-        return subprocess.run(query, capture_output=True, text=True, check=True).stdout.split("\n")[0].strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None
+        trial = Trial(problem(case, dtype, device), provider, verdict, small=small)
+    except Exception as error:
+        head = {"operation": case.operation, "case": case.name, "dtype": dtype, "provider": provider.name}
+        yield from (head | {"mode": mode, "reason": described(error)} for mode in MODES)
+        return
+    yield from (trial.row(mode, ceilings) for mode in MODES)
+
+
+def show(console: Console, rows: Sequence[Row]) -> None:
+    """A table for each case and dtype, its reasons below it."""
+    groups: dict[tuple[str, ...], dict[str, dict[str, Row]]] = {}
+    for row in rows:
+        key = row["operation"], row["case"], row["dtype"]
+        groups.setdefault(key, {}).setdefault(row["provider"], {})[row["mode"]] = row
+    for (operation, case, dtype), found in groups.items():
+        table = Table(title=f"{operation}: {case}, {dtype}", title_justify="left")
+        table.add_column("provider", no_wrap=True)
+        for mode in ("forward", "forward + backward"):
+            for name in (f"{mode} us", "spread", "graph us", "% of floor"):
+                table.add_column(name, justify="right")
+        for name, by_mode in found.items():
+            if any("us" in row for row in by_mode.values()):
+                table.add_row(name, *(cell for mode in MODES for cell in _cells(by_mode[mode])))
+        console.print(table)
+        for name, by_mode in found.items():
+            for reason in dict.fromkeys(row["reason"] for row in by_mode.values() if "reason" in row):
+                console.print(f"  {name}: {reason}", markup=False, highlight=False, style="dim", soft_wrap=True)
+
+
+def _cells(row: Row) -> list[str]:
+    if "us" not in row:
+        return ["-"] * 4
+    us, graph, percent = row["us"], row["graph_us"], row["percent_of_floor"]
+    shown = [f"{us['median']:.1f}", f"{us['p10']:.1f} to {us['p90']:.1f}"]
+    shown.append(f"{graph['median']:.1f}" if "median" in graph else "-")
+    return [*shown, "-" if percent is None else f"{percent:.1f}"]
 
 
 @command
 def main(argv: list[str] | None = None) -> None:
-    parser = OneLineParser(prog="python -m bench.kernels", description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, default=ROOT / "bench" / "results", help="folder of the result files")
+    parser = OneLineParser(prog="python -m bench.kernels", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    parser.add_argument("--seconds", type=float, help="stop timing after so many seconds (default: no limit)")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the result files")
     parser.add_argument("--dry-run", action="store_true", help="toy sizes on the CPU in Triton's interpreter")
     options = parser.parse_args(argv)
-    if not installed("triton"):
-        raise UserError("the package triton is not installed; install it with: pip install triton")
-    if options.dry_run and not interpreting():  # Triton reads the variable when it is first imported
-        arguments = sys.argv[1:] if argv is None else argv
-        environment = {**os.environ, "TRITON_INTERPRET": "1"}
-        os.execve(sys.executable, [sys.executable, "-m", "bench.kernels", *arguments], environment)
-    if not options.dry_run and interpreting():
-        raise UserError("TRITON_INTERPRET=1 is set; unset it, or use --dry-run")
-    if not options.dry_run and not torch.cuda.is_available():
-        raise UserError("PyTorch sees no GPU here; use --dry-run to try the benchmark on the CPU")
-    device = torch.device("cpu" if options.dry_run else "cuda")
-    name = "CPU interpreter" if options.dry_run else torch.cuda.get_device_name(device)
-    started, now = time.perf_counter(), datetime.now(UTC)
+    arguments = sys.argv[1:] if argv is None else argv
+    if options.seconds is not None and not options.seconds > 0:
+        raise UserError(f"--seconds must be above 0, not {options.seconds:g}")
+    interpret("bench.kernels", arguments, dry_run=options.dry_run)
+    if options.dry_run and options.device not in ("auto", "cpu"):
+        raise UserError(f"--dry-run runs on the CPU, not on {options.device}; leave out --device")
+    device = torch.device("cpu") if options.dry_run else select_device(options.device)
     console = Console(width=None if os.isatty(1) else 160)
-    results = measure(device, console)
-    folder = options.out / re.sub(r"[^A-Za-z0-9]+", "-", name).strip("-")
-    folder.mkdir(parents=True, exist_ok=True)
-    commit = source_commit()
-    path = folder / f"{now:%Y%m%d-%H%M%S}-{commit}.json"
-    content = {"device": name, "dry_run": options.dry_run, "utc": now.isoformat(timespec="seconds"), "commit": commit}
-    content |= {
-        "seed": SEED,
-        "versions": {**versions("torch", "triton"), "cuda": torch.version.cuda, "driver": driver()},
-        "wall_seconds": round(time.perf_counter() - started, 1),
-    }
-    write_atomic(path, json.dumps({**content, "cases": results}, indent=1, allow_nan=False) + "\n")
-    console.print(f"written to {path}", highlight=False, soft_wrap=True)
-    verdicts = [found for result in results for found in result["correctness"].values()]
-    if not all(found.get("ok") or "skipped" in found for found in verdicts):
+    line = shlex.join(["python", "-m", "bench.kernels", *arguments])
+    record = Record(line, device, SEED, options.out, dry_run=options.dry_run)
+    ceilings = ceilings_of.measure(device, small=options.dry_run)
+    record.add("ceilings", ceilings)
+    checked = correctness_of.measure(device, small=options.dry_run, console=console)
+    record.add("correctness", checked)
+    rows = measure(device, checked, ceilings, small=options.dry_run, seconds=options.seconds, console=console)
+    record.add("kernels", rows)
+    console.print(f"written to {record.path}", highlight=False, soft_wrap=True)
+    if not all(row.get("ok") or "skipped" in row for row in checked):
         raise SystemExit(1)
+
+
+def interpret(module: str, arguments: Sequence[str], *, dry_run: bool) -> None:
+    """Start `module` again in Triton's interpreter for a dry run, and refuse it otherwise.
+
+    Triton reads TRITON_INTERPRET when it is first imported.
+
+    Raises:
+        UserError: the interpreter is on without a dry run.
+    """
+    if interpreting() and not dry_run:
+        raise UserError("TRITON_INTERPRET=1 is set; unset it, or use --dry-run")
+    if dry_run and not interpreting() and installed("triton"):
+        environment = {**os.environ, "TRITON_INTERPRET": "1"}
+        os.execve(sys.executable, [sys.executable, "-m", module, *arguments], environment)
 
 
 if __name__ == "__main__":

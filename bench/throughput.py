@@ -1,158 +1,209 @@
-"""Training images per second of TITN against timm's TNT of the same sizes: same images, batch, precision and loss.
+"""Training images per second of TITN against timm's TNT of the same sizes: same batch, precision and loss.
 
-    python -m bench.throughput [--batch-size 256] [--rounds 9] [--out DIR]
+    python -m bench.throughput [--batch-sizes 64 256 1024 4096] [--rounds 9] [--starts] [--out DIR]
 
-Each contender runs forward, cross-entropy (TITN: both heads), backward and SGD on one fixed batch, in bfloat16 where
-the device has it; compiled means block by block. Steps are interleaved A B A B, so that a drifting machine moves
-all alike; the ratio is the median over rounds. Results go to DIR/DEVICE/DATE-COMMIT-throughput.json.
+What a contender's step is, and where timm's TNT has less to do: see `bench.contenders`. Rounds are interleaved A B A B;
+a ratio compares the same round of two contenders. A contender that cannot run or fails is listed with its reason.
 """
 
 from __future__ import annotations
 
-import json
-import os
-import re
-import statistics
 import time
-from collections.abc import Callable
-from datetime import UTC, datetime
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from rich.console import Console
-from rich.progress import track
 from rich.table import Table
-from timm.models.tnt import TNT
-from torch import Tensor, nn
 
-from titn import create_model
-from titn.errors import OneLineParser, UserError, command
-from titn.files import write_atomic
-from titn.parts import compile_reasons, describe, native_bfloat16, select_device
-from titn.provenance import ROOT, source_commit, versions
-from titn.trainer import compile_network
+from bench import options
+from bench.contenders import TOY, Contender, Sizes, all_contenders
+from bench.rounds import (
+    Budget,
+    Ready,
+    describe_error,
+    free,
+    fresh_compiler,
+    images_per_second,
+    prepare,
+    statistic,
+    take_turns,
+)
+from bench.starts import cold_and_warm, precision
+from titn.errors import command
+from titn.parts import describe
 
-CLASSES = 100
-SEED = 0
+GPU_BATCH_SIZES = (64, 256, 1024, 4096)
+CPU_BATCH_SIZES = (64, 256)
+TOY_BATCH_SIZES = (2, 3)
+ROUNDS = 9
 
-
-def timm_tnt() -> nn.Module:
-    """timm's TNT at TITN's sizes; it has a class token only, so 17 patch tokens instead of 18."""
-    module: nn.Module = TNT(
-        img_size=32, patch_size=8, embed_dim=192, inner_dim=12, depth=12, num_heads_inner=4, num_heads_outer=8,
-        first_stride=2, legacy=True, num_classes=CLASSES,
-    )  # fmt: skip
-    return module
-
-
-CONTENDERS: dict[str, tuple[Callable[[], nn.Module], bool]] = {
-    "titn compiled": (lambda: create_model("titn", num_classes=CLASSES), True),
-    "timm TNT compiled": (timm_tnt, True),
-    "titn eager": (lambda: create_model("titn", num_classes=CLASSES), False),
-    "timm TNT eager": (timm_tnt, False),
-}
-"""Name: how to build it, and whether it is compiled."""
+Row = dict[str, Any]
 
 
-def training_step(module: nn.Module, images: Tensor, labels: Tensor, amp: torch.dtype | None) -> Callable[[], None]:
-    """One step on a fixed batch: images [B, 3, 32, 32], labels int64 [B]."""
-    optimizer = torch.optim.SGD(module.parameters(), 0.01, momentum=0.9, weight_decay=1e-4)
-    kind = images.device.type
-
-    def step() -> None:
-        with torch.autocast(kind, amp, enabled=amp is not None):
-            output = module(images)
-        heads = output if isinstance(output, tuple) else (output,)
-        loss = sum((F.cross_entropy(head.float(), labels) for head in heads), torch.zeros((), device=images.device))
-        optimizer.zero_grad()
-        (loss / len(heads)).backward()
-        optimizer.step()
-
-    return step
+def default_batch_sizes(device: torch.device, small: bool = False) -> tuple[int, ...]:
+    """Images per step that are measured unless others are asked for."""
+    if small:
+        return TOY_BATCH_SIZES
+    return GPU_BATCH_SIZES if device.type == "cuda" else CPU_BATCH_SIZES
 
 
 def measure(
-    names: list[str], batch_size: int, rounds: int, device: torch.device, amp: torch.dtype | None
-) -> dict[str, dict[str, Any]]:
-    """First-step seconds and seconds of each interleaved step, by contender."""
-    generator = torch.Generator().manual_seed(SEED)
-    images = torch.randn(batch_size, 3, 32, 32, generator=generator).to(device)
-    labels = torch.randint(0, CLASSES, (batch_size,), generator=generator).to(device)
+    device: torch.device,
+    amp: torch.dtype | None,
+    *,
+    batch_sizes: Sequence[int],
+    rounds: int,
+    console: Console,
+    small: bool,
+    starts: bool = False,
+    seconds: float | None = None,
+    save: Callable[[dict[str, Any]], None] | None = None,
+) -> dict[str, Any]:
+    """The section "throughput": every contender at every batch size.
 
-    def seconds(step: Callable[[], None]) -> float:
+    Args:
+        device: where to train.
+        amp: precision of all contenders but the float32 reference.
+        batch_sizes: images per step.
+        rounds: repeats of each contender.
+        console: what is done is printed here.
+        small: toy networks without the compiler's back end.
+        starts: also time first steps, cold and warm, in processes of their own, at the second batch size (the first
+            where there is one only): minutes.
+        seconds: prepare no further contender after this time; those that are ready are measured.
+        save: called with the section so far after every batch size.
+
+    Returns:
+        "precision" and "rows", one per contender and batch size: "contender", "batch_size", and either "reason" (why it
+        was not measured) or "seconds" (of a step, one per round), "images_per_second", "ratio_to_timm" (how many times
+        as fast as the fastest of timm's, round by round; None for timm's own), "peak_bytes" (None on a CPU),
+        "first_step_seconds" and "warm_start_seconds" (None where not timed). `low` and `high` are the extremes of the
+        rounds.
+    """
+    budget = Budget(seconds)
+    rows: list[Row] = []
+    contenders = all_contenders(device, amp)
+    start_at = batch_sizes[min(1, len(batch_sizes) - 1)]
+    for batch_size in batch_sizes:
+        with fresh_compiler(device):
+            found = _at_batch_size(contenders, batch_size, rounds, device, console, small, budget)
+        rows += found
+        for row in found if starts and batch_size == start_at else []:
+            if "reason" not in row:
+                _add_starts(row, device, amp, console, small)
+        if save is not None:
+            save({"precision": precision(amp), "rows": rows})
+    return {"precision": precision(amp), "rows": rows}
+
+
+def _at_batch_size(
+    contenders: Sequence[Contender],
+    batch_size: int,
+    rounds: int,
+    device: torch.device,
+    console: Console,
+    small: bool,
+    budget: Budget,
+) -> list[Row]:
+    ready: dict[str, Ready] = {}
+    reasons: dict[str, str] = {}
+    for one in contenders:
         began = time.perf_counter()
-        step()
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        return time.perf_counter() - began
+        with budget.item():
+            found = budget.refusal() or prepare(one, device, batch_size, TOY if small else Sizes(), small=small)
+        if isinstance(found, Ready):
+            ready[one.name] = found
+        else:
+            reasons[one.name] = found
+        told = reasons.get(one.name, f"ready after {time.perf_counter() - began:.1f} s")
+        console.print(f"batch {batch_size}: {one.name}: {told}", highlight=False)
+    seconds, failed = take_turns(ready, rounds, device)
+    reasons |= failed
+    peaks = {name: one.peak_bytes for name, one in ready.items()}
+    ready.clear()
+    free(device)
+    rivals = [one.name for one in contenders if one.is_rival and one.name in seconds]
+    fastest = min(rivals, key=lambda name: statistic(seconds[name])["median"], default=None)
+    rows: list[Row] = []
+    for one in contenders:
+        row: Row = {"contender": one.name, "batch_size": batch_size}
+        if one.name in reasons:
+            rows.append(row | {"reason": reasons[one.name]})
+            continue
+        own, ratio = seconds[one.name], None
+        if fastest is not None and not one.is_rival:
+            ratio = statistic([theirs / ours for theirs, ours in zip(seconds[fastest], own, strict=True)])
+        rows.append(
+            row
+            | {
+                "precision": precision(one.amp),
+                "form": one.form,
+                "kernels": one.kernels,
+                "seconds": own,
+                "images_per_second": images_per_second(batch_size, own),
+                "ratio_to_timm": ratio,
+                "peak_bytes": peaks[one.name],
+                "first_step_seconds": None,
+                "warm_start_seconds": None,
+            }
+        )
+    return rows
 
-    steps: dict[str, Callable[[], None]] = {}
-    found: dict[str, dict[str, Any]] = {}
-    for name in track(names, "compiling"):
-        build, compiled = CONTENDERS[name]
-        torch.manual_seed(SEED)
-        module = build().to(device).train()
-        if compiled:
-            compile_network(module, cuda_graph=False)
-        steps[name] = training_step(module, images, labels, amp)
-        found[name] = {"first_step_seconds": seconds(steps[name]), "seconds": []}
-        seconds(steps[name])
-    for _ in track(range(rounds), "measuring"):
-        for name in names:
-            found[name]["seconds"].append(seconds(steps[name]))
-    return found
+
+def _add_starts(row: Row, device: torch.device, amp: torch.dtype | None, console: Console, small: bool) -> None:
+    try:
+        cold, warm = cold_and_warm(row["contender"], device, amp, row["batch_size"], small=small)
+    except RuntimeError as error:
+        row["starts_reason"] = describe_error(error)
+        console.print(f"first step of {row['contender']}: {row['starts_reason']}", highlight=False)
+        return
+    row |= {"first_step_seconds": cold, "warm_start_seconds": warm}
+    console.print(f"first step of {row['contender']}: {cold:.1f} s, then {warm:.1f} s", highlight=False)
+
+
+def show(found: dict[str, Any], device: torch.device, console: Console) -> None:
+    """The section as a table, and below it what was not measured."""
+    table = Table(title=f"Training on {describe(device)}, {found['precision']} unless it says float32")
+    for heading in ("batch", "", "images/s", "low", "high", "times timm's fastest", "peak GiB", "first step", "again"):
+        table.add_column(heading, justify="right" if heading else "left")
+    for row in found["rows"]:
+        if "reason" in row:
+            continue
+        speed, ratio, peak = row["images_per_second"], row["ratio_to_timm"], row["peak_bytes"]
+        start = [row[key] for key in ("first_step_seconds", "warm_start_seconds")]
+        table.add_row(
+            f"{row['batch_size']:,}", row["contender"],
+            *(f"{speed[key]:,.1f}" for key in ("median", "low", "high")),
+            "" if ratio is None else f"{ratio['median']:.2f} ({ratio['low']:.2f} to {ratio['high']:.2f})",
+            "" if peak is None else f"{peak / 2**30:.2f}",
+            *("" if value is None else f"{value:.1f} s" for value in start),
+        )  # fmt: skip
+    console.print(table, highlight=False)
+    options.show_reasons(
+        ((f"batch {row['batch_size']}: {row['contender']}", row.get("reason")) for row in found["rows"]), console
+    )
 
 
 @command
 def main(argv: list[str] | None = None) -> None:
-    parser = OneLineParser(prog="python -m bench.throughput", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--batch-size", type=int, default=256)
-    parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
-    parser.add_argument("--out", type=Path, default=ROOT / "bench" / "results", help="folder of the result files")
-    options = parser.parse_args(argv)
-    for name in ("batch_size", "rounds"):
-        if getattr(options, name) < 1:
-            raise UserError(f"--{name.replace('_', '-')} must be at least 1, not {getattr(options, name)}")
-    device = select_device(options.device)
-    reasons = compile_reasons(device)
-    names = [name for name, (_, compiled) in CONTENDERS.items() if not (compiled and reasons)]
-    console = Console(width=None if os.isatty(1) else 120)
-    if reasons:
-        console.print(f"compiled contenders are left out: {'; '.join(reasons)}", highlight=False)
-    amp = torch.bfloat16 if native_bfloat16(device) else None
-    found = measure(names, options.batch_size, options.rounds, device, amp)
-    precision = "bfloat16" if amp else "float32"
-    table = Table(title=f"Training on {describe(device)}, batch {options.batch_size}, {precision}")
-    for heading in ("", "images/s", "fastest", "slowest", "first step", "against timm"):
-        table.add_column(heading, justify="right" if heading else "left")
-    for name in names:
-        own = found[name]["seconds"]
-        rival = found[name.replace("titn", "timm TNT")]["seconds"]
-        ratios = sorted(other / mine for other, mine in zip(rival, own, strict=True))
-        found[name]["images_per_second"] = options.batch_size / statistics.median(own)
-        found[name]["ratio_to_timm"] = {"median": statistics.median(ratios), "low": ratios[0], "high": ratios[-1]}
-        table.add_row(
-            name, f"{found[name]['images_per_second']:,.1f}", f"{options.batch_size / min(own):,.1f}",
-            f"{options.batch_size / max(own):,.1f}", f"{found[name]['first_step_seconds']:.1f} s",
-            "" if name.startswith("timm") else f"{statistics.median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})",
-        )  # fmt: skip
-    console.print(table, highlight=False)
-    now, commit = datetime.now(UTC), source_commit()
-    folder = options.out / re.sub(r"[^A-Za-z0-9]+", "-", describe(device)).strip("-")
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{now:%Y%m%d-%H%M%S}-{commit}-throughput.json"
-    content: dict[str, Any] = {
-        "device": describe(device),
-        "utc": now.isoformat(timespec="seconds"),
-        "commit": commit,
-        "seed": SEED,
-    }
-    content |= {"versions": versions("torch", "timm"), "batch_size": options.batch_size, "precision": precision}
-    write_atomic(path, json.dumps(content | {"contenders": found}, indent=1) + "\n")
-    console.print(f"written to {path}", highlight=False, soft_wrap=True)
+    parser = options.parser("throughput", __doc__, ROUNDS)
+    default = f"(default: {' '.join(map(str, GPU_BATCH_SIZES))}, on a CPU {' '.join(map(str, CPU_BATCH_SIZES))})"
+    parser.add_argument("--batch-sizes", type=int, nargs="+", metavar="B", help=f"images per step {default}")
+    parser.add_argument("--starts", action="store_true", help="also time first steps, cold and warm: takes minutes")
+    given = options.parse(parser, argv)
+    at = options.setting(parser, given, argv)
+    found = measure(
+        at.device,
+        at.amp,
+        batch_sizes=given.batch_sizes or default_batch_sizes(at.device, given.dry_run),
+        rounds=given.rounds,
+        console=at.console,
+        small=given.dry_run,
+        starts=given.starts,
+    )
+    show(found, at.device, at.console)
+    options.write(at, "throughput", found)
 
 
 if __name__ == "__main__":

@@ -1,27 +1,33 @@
-"""Times of short GPU operations: rotated inputs, medians with their spread, with and without launch overhead."""
+"""Times of short operations: rotated inputs, medians with their spread, with and without launch overhead."""
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 
-WARM_UPS, REPETITIONS = 5, 50
+WARM_UPS, REPETITIONS = 3, 30
+GPU_SECONDS, FEWEST = 0.2, 5  # fewer repetitions where they would take longer, but not fewer than these
+CPU_SECONDS, CPU_REPETITIONS = 0.5, 5  # stop after so long, but not before so many calls
 
 Times = dict[str, Any]
 
 
-def microseconds(function: Callable[[Any], Any], sets: Sequence[Any], device: torch.device) -> dict[str, Times]:
+def microseconds(
+    function: Callable[[Any], Any], sets: Sequence[Any], device: torch.device, *, small: bool = False
+) -> tuple[Times, Times]:
     """Microseconds of one `function(inputs)`, with `inputs` going through all `sets` so that no cache holds them.
 
     Returns:
-        "launched": as Python launches it. "graph": as a CUDA graph of all sets replays it, without launch overhead, or
-        the reason why there is none. Each has median, p10, p90 and repetitions.
+        As Python launches it (on a GPU from events around all sets, on a CPU the wall time of single calls), and as a
+        CUDA graph of all sets replays it, without launch overhead, or {"error": why there is none}. Each has median,
+        p10, p90 and repetitions. `small`: one call on a CPU.
     """
     if device.type != "cuda":
-        return {"launched": _on_cpu(function, sets), "graph": {"error": "no GPU"}}
+        return _on_cpu(function, sets, small), {"error": "no GPU"}
 
     def everything() -> None:
         for inputs in sets:
@@ -29,25 +35,57 @@ def microseconds(function: Callable[[Any], Any], sets: Sequence[Any], device: to
 
     launched = _on_gpu(everything, len(sets))
     try:
-        graph = _on_gpu(_captured(everything).replay, len(sets))
+        graph = _on_gpu(captured(everything).replay, len(sets))
     except Exception as error:
+        torch.cuda.synchronize()
         graph = {"error": f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"}
-    return {"launched": launched, "graph": graph}
+    return launched, graph
 
 
-def _on_cpu(function: Callable[[Any], Any], sets: Sequence[Any]) -> Times:
-    elapsed = []
-    for inputs in sets:
-        start = time.perf_counter()
-        function(inputs)
-        elapsed.append((time.perf_counter() - start) * 1e6)
-    return _summary(elapsed)
+def peak_bytes(function: Callable[[Any], Any], inputs: Any, device: torch.device) -> int | None:
+    """Most memory that one call holds beyond what was allocated before it; None on a CPU, which does not count."""
+    if device.type != "cuda":
+        return None
+    torch.cuda.synchronize(device)
+    before = torch.cuda.memory_allocated(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    function(inputs)
+    torch.cuda.synchronize(device)
+    return torch.cuda.max_memory_allocated(device) - before
 
 
-def _on_gpu(everything: Callable[[], None], count: int) -> Times:
+def spread(values: Sequence[float], digits: int = 4) -> dict[str, Any]:
+    """Median and extremes ("low", "high": the least and the largest of the repetitions), to `digits` figures."""
+    found = {"median": statistics.median(values), "low": min(values), "high": max(values)}
+    return {name: float(f"{value:.{digits}g}") for name, value in found.items()} | {"repetitions": len(values)}
+
+
+def _on_cpu(function: Callable[[Any], Any], sets: Sequence[Any], small: bool) -> Times:
+    if small:
+        sets = sets[:1]
+    else:
+        function(sets[0])
+    elapsed: list[float] = []
+    began = time.perf_counter()
+    while True:
+        for inputs in sets:
+            start = time.perf_counter()
+            function(inputs)
+            elapsed.append((time.perf_counter() - start) * 1e6)
+            enough = small or len(elapsed) >= REPETITIONS or time.perf_counter() - began > CPU_SECONDS
+            if enough and len(elapsed) >= (1 if small else CPU_REPETITIONS):
+                return _summary(elapsed)
+
+
+def _on_gpu(everything: Callable[[], Any], count: int) -> Times:
     for _ in range(WARM_UPS):
         everything()
-    events = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(REPETITIONS)]
+    torch.cuda.synchronize()
+    began = time.perf_counter()
+    everything()
+    torch.cuda.synchronize()
+    repetitions = max(FEWEST, min(REPETITIONS, int(GPU_SECONDS / (time.perf_counter() - began))))
+    events = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(repetitions)]
     for start, end in events:
         start.record()
         everything()
@@ -56,7 +94,7 @@ def _on_gpu(everything: Callable[[], None], count: int) -> Times:
     return _summary([start.elapsed_time(end) * 1e3 / count for start, end in events])
 
 
-def _captured(everything: Callable[[], None]) -> torch.cuda.CUDAGraph:
+def captured(everything: Callable[[], None]) -> torch.cuda.CUDAGraph:
     """`everything` as a CUDA graph, after the warm-up on a side stream that capture asks for."""
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())

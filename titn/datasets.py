@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +12,13 @@ from titn.dataset_cache import digest, read_through_cache
 from titn.decode import resize_grey
 from titn.errors import UserError
 from titn.sources import KNOWN, check_classes, find_folder, find_known
-from titn.splits import Splits, balanced_subset, channel_statistics, stratified_test_rows
+from titn.splits import (
+    Splits,
+    balanced_subset,
+    channel_statistics,
+    stratified_development_rows,
+    stratified_test_rows,
+)
 
 DATASETS = ("digits", *KNOWN)
 _MAX_IMAGE_SIZE = 4096
@@ -103,6 +109,28 @@ def load_dataset(
         name, images, labels, splits.test_images, splits.test_labels, splits.class_names, mean, std,
         digest([images, labels]),
     )  # fmt: skip
+
+
+def development_split(dataset: Dataset) -> Dataset:
+    """The data set with a fixed, stratified tenth of its training images in place of its test images.
+
+    For choices that must not see the test set. Mean and deviation stay those of the whole training split.
+
+    Raises:
+        UserError: no class has two training images.
+    """
+    held_out = stratified_development_rows(dataset.train_labels)
+    if not held_out.any():
+        raise UserError("the development split needs two or more training images of a class; raise --limit-train")
+    images, labels = dataset.train_images[~held_out], dataset.train_labels[~held_out]
+    return replace(
+        dataset,
+        train_images=images,
+        train_labels=labels,
+        test_images=dataset.train_images[held_out],
+        test_labels=dataset.train_labels[held_out],
+        fingerprint=digest([images, labels]),
+    )
 
 
 def _digits(size: int) -> Splits:

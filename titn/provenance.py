@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import importlib
+import importlib.metadata
 import platform
 import subprocess
+import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -22,11 +23,14 @@ def source_commit() -> str | None:
 
 
 def versions(*packages: str) -> dict[str, str | None]:
-    """Versions of Python and of `packages`, build tags included; None for one that is not installed."""
+    """Versions of Python and of `packages`, those in use with their build tags; None for one that is not installed."""
     found: dict[str, str | None] = {"python": platform.python_version()}
     for package in packages:
+        if package in sys.modules:
+            found[package] = str(sys.modules[package].__version__)
+            continue
         try:
-            found[package] = str(importlib.import_module(package).__version__)
-        except ImportError:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
             found[package] = None
     return found

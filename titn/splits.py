@@ -13,6 +13,7 @@ from titn.errors import UserError
 
 _SPLIT_KEY = 20
 _SUBSET_KEY = 21
+_DEVELOPMENT_KEY = 22
 _CHUNK = 1024
 
 
@@ -77,9 +78,26 @@ def stratified_test_rows(labels: np.ndarray) -> np.ndarray:
     Returns:
         bool [N]. A class of two or more images has at least one on either side.
     """
+    return _held_out(labels, 2, _SPLIT_KEY)
+
+
+def stratified_development_rows(labels: np.ndarray) -> np.ndarray:
+    """Which training images are held out for choices that must not see the test set: a fixed tenth of every class.
+
+    Args:
+        labels: int64 [N], of the training split.
+
+    Returns:
+        bool [N]. A class of two or more images has at least one on either side.
+    """
+    return _held_out(labels, 1, _DEVELOPMENT_KEY)
+
+
+def _held_out(labels: np.ndarray, tenths: int, key: int) -> np.ndarray:
+    """A fixed random choice of so many tenths of every class, rounded: bool [N]."""
     sizes = np.bincount(labels)
-    held_out = np.where(sizes > 1, np.maximum(1, (2 * sizes + 5) // 10), 0)
-    return _rank_in_class(labels, _random_keys(len(labels), _SPLIT_KEY)) < held_out[labels]
+    held_out = np.where(sizes > 1, np.maximum(1, (tenths * sizes + 5) // 10), 0)
+    return _rank_in_class(labels, _random_keys(len(labels), key)) < held_out[labels]
 
 
 def balanced_subset(labels: np.ndarray, size: int) -> np.ndarray:

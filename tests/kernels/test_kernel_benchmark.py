@@ -11,8 +11,11 @@ import pytest
 import torch
 
 from bench import kernels
+from bench.correctness import SEED
+from bench.kernel_cases import MODES, cases
 
 ROOT = Path(__file__).resolve().parents[2]
+CASES = [(case.operation, case.name) for case in cases("cpu", True)]
 
 
 @pytest.fixture(scope="module")
@@ -22,44 +25,58 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, dict]:
     arguments = [sys.executable, "-m", "bench.kernels", "--dry-run", "--out", str(folder)]
     process = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, check=False)
     assert process.returncode == 0, process.stdout + process.stderr
-    (path,) = (folder / "CPU-interpreter").glob("*.json")
+    (path,) = folder.glob("*/*.json")
     assert list(folder.rglob(".*")) == [], "a temporary file was left behind"
     return process.stdout, json.loads(path.read_text())
 
 
 def test_every_operation_is_right_in_the_interpreter(run: tuple[str, dict]) -> None:
-    cases = run[1]["cases"]
-    operations = {case["operation"] for case in cases}
-    assert operations == {"inner_block", "short_attention", "pixels_to_patches", "distillation_loss"}
-    for case in cases:
-        for dtype in ("fp16", "fp32"):
-            assert case["correctness"][dtype]["ok"], (case["operation"], dtype, case["correctness"][dtype])
-        assert "skipped" in case["correctness"]["bf16"]
+    rows = run[1]["sections"]["correctness"]
+    assert [(r["operation"], r["case"], r["dtype"]) for r in rows] == [
+        (*case, dtype) for case in CASES for dtype in ("bf16", "fp16", "fp32")
+    ]
+    for row in rows:
+        if row["dtype"] == "bf16":
+            assert row["skipped"] == "the interpreter computes wrong bfloat16 results"
+        else:
+            assert row["ok"], row
 
 
 def test_triton_and_its_rivals_are_timed(run: tuple[str, dict]) -> None:
-    for case in run[1]["cases"]:
-        for name in ("triton", "eager", "compile"):
-            times = case["times"][name]
-            assert "error" not in times, (case["operation"], name, times)
-            for part in ("forward", "forward_backward"):
-                launched = times[part]["launched"]
-                assert 0 < launched["p10"] <= launched["median"] <= launched["p90"]
-    missing = run[1]["cases"][1]["times"]["xformers"]
-    assert "BackendUnavailable" in missing["error"], "a rival that cannot run is named with its reason"
+    rows = {(r["operation"], r["case"], r["provider"], r["mode"]): r for r in run[1]["sections"]["kernels"]}
+    assert {row["dtype"] for row in rows.values()} == {"fp16"}
+    for case in CASES:
+        for provider in ("triton", "torch", "compile"):
+            for mode in MODES:
+                row = rows[*case, provider, mode]
+                assert "reason" not in row, row
+                assert 0 < row["us"]["p10"] <= row["us"]["median"] <= row["us"]["p90"]
+                assert row["bytes"] > 0 and row["floor_us"]["memory"] > 0
+                share = 100 * max(row["floor_us"].values()) / row["us"]["median"]
+                assert row["percent_of_floor"] == pytest.approx(share, rel=1e-3)
+                assert row["error_fp64"] < 0.1
+    refused = [row for row in rows.values() if row["provider"] == "xformers"]
+    assert refused and all("CUDA device" in row["reason"] or "not installed" in row["reason"] for row in refused)
 
 
 def test_result_says_where_it_comes_from(run: tuple[str, dict]) -> None:
     output, result = run
-    assert result["dry_run"] and result["device"] == "CPU interpreter" and result["seed"] == kernels.SEED
+    assert result["dry_run"] and result["device"]["type"] == "cpu" and result["seed"] == SEED
+    assert result["command"].startswith("python -m bench.kernels --dry-run --out ")
     assert result["versions"]["torch"] == torch.__version__ and result["versions"]["triton"]
     assert result["commit"] and result["utc"] and result["wall_seconds"] > 0
-    assert "written to" in output and "inner_block" in output
+    assert list(result["sections"]) == ["ceilings", "correctness", "kernels"]
+    assert "written to" in output and "inner_block" in output and "xformers: " in output
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [(["--slow"], "unrecognized arguments: --slow"), ([], "unset it, or use --dry-run")],
+    [
+        (["--slow"], "unrecognized arguments: --slow"),
+        ([], "unset it, or use --dry-run"),
+        (["--seconds", "0"], "--seconds must be above 0"),
+        (["--dry-run", "--device", "cuda"], "runs on the CPU, not on cuda"),
+    ],
 )
 def test_mistakes_are_one_line(
     arguments: list[str], message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

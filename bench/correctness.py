@@ -1,0 +1,211 @@
+"""Whether an implementation is right: output and every gradient against float64, beside plain PyTorch's own error.
+
+Right means: each error is at most twice that of plain PyTorch in the same dtype, or below 1e-5, and two runs are equal
+bit by bit. 1e-5 is what float32 arithmetic leaves of a long sum; a 16-bit result never comes near it, but the loss is a
+float32 number in every dtype, and plain PyTorch's own may be right to nine digits by luck. The speed of something wrong
+means nothing, so `bench.kernels` asks here first.
+"""
+
+from __future__ import annotations
+
+import functools
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+import torch
+from rich.console import Console
+from torch import Tensor
+
+from bench.kernel_cases import MODES, Case, Inputs, cases
+from bench.kernel_cases import size as bytes_of
+from titn.kernels.common.backend import BackendUnavailable, installed, interpreting
+from titn.parts import native_bfloat16
+
+SEED = 2024
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+FLOAT32_LIMIT = 1e-5
+ROTATED_BYTES = {"cuda": 2**28, "cpu": 2**26}  # several times the last cache
+MOST_COPIES = 16
+
+Set = tuple[Inputs, Tensor]
+
+
+class Problem:
+    """A case in one dtype on one device: inputs, the output's gradient, the truth, and plain PyTorch's errors.
+
+    Attributes:
+        case, dtype, device: dtype is a key of DTYPES.
+        traffic: bytes that no implementation can avoid, by mode.
+        plain: plain PyTorch's relative errors: of the output, then of each gradient in the order of the inputs.
+    """
+
+    def __init__(self, case: Case, dtype: str, device: torch.device) -> None:
+        self.case, self.dtype, self.device = case, dtype, device
+        generator = torch.Generator().manual_seed(SEED)
+        self._drawn = case.draw(DTYPES[dtype], generator)
+        plain = case.by("torch")
+        inputs = self.inputs()
+        with precision(device, dtype):
+            output = plain(inputs)
+        self.traffic = {mode: case.traffic(inputs, output, mode) for mode in MODES}
+        self._gradient = torch.randn(output.shape, generator=generator).to(device, output.dtype)
+        self._truth = self._run(plain, torch.float64, MODES[1])
+        self.plain = self.errors(self.run(plain))
+
+    @functools.cached_property
+    def sets(self) -> list[Set]:
+        """Copies of inputs and gradient to go round, as many as outgrow the caches, from 2 to MOST_COPIES.
+
+        Small inputs stay in the cache whatever their number, as they do in a training step.
+        """
+        total = sum(bytes_of(t) for t in self._drawn) + bytes_of(self._gradient)
+        copies = max(2, min(MOST_COPIES, ROTATED_BYTES[self.device.type] // total))
+        return [(self.inputs(), self._gradient.clone()) for _ in range(copies)]
+
+    def inputs(self, dtype: torch.dtype | None = None) -> Inputs:
+        """A fresh copy of the inputs on the device, in `dtype` (None: as drawn)."""
+        found: Inputs = []
+        for position, tensor in enumerate(self._drawn):
+            if tensor is None or not tensor.is_floating_point():
+                found.append(None if tensor is None else tensor.to(self.device))
+            else:
+                copy = tensor.to(self.device, dtype or tensor.dtype, copy=True)
+                found.append(copy.requires_grad_(self.case.differentiable(position, tensor)))
+        return found
+
+    def call(self, function: Callable[[Inputs], Tensor], mode: str) -> Callable[[Set], Any]:
+        """The thing to be timed: of a set to the output ("forward"), or to all gradients.
+
+        Gradients are enabled in both, as in training.
+        """
+
+        def forward(given: Set) -> Tensor:
+            with precision(self.device, self.dtype):
+                return function(given[0])
+
+        if mode == "forward":
+            return forward
+        return lambda given: gradients(forward(given), *given)
+
+    def run(self, function: Callable[[Inputs], Tensor], mode: str = MODES[1]) -> list[Tensor]:
+        """The output, and in mode "forward_backward" all gradients, of one call on fresh inputs."""
+        with precision(self.device, self.dtype):
+            return self._run(function, None, mode)
+
+    def errors(self, found: Sequence[Tensor]) -> list[float | None]:
+        """Relative error against float64 of each result of `run`; None where it is not finite."""
+        return [relative_error(a, t) for a, t in zip(found, self._truth, strict=False)]
+
+    def _run(self, function: Callable[[Inputs], Tensor], dtype: torch.dtype | None, mode: str) -> list[Tensor]:
+        inputs = self.inputs(dtype)
+        output = function(inputs)
+        if output.shape != self._gradient.shape:
+            raise ValueError(f"the output is {list(output.shape)}, not {list(self._gradient.shape)}")
+        found = [] if mode == MODES[0] else gradients(output, inputs, self._gradient)
+        return [output.detach(), *found]
+
+
+@functools.lru_cache(maxsize=1)
+def problem(case: Case, dtype: str, device: torch.device) -> Problem:
+    """The problem, kept until another one is asked for."""
+    return Problem(case, dtype, device)
+
+
+def precision(device: torch.device, dtype: str) -> AbstractContextManager[Any]:
+    """Autocast to a 16-bit dtype; nothing for float32."""
+    return nullcontext() if dtype == "fp32" else torch.autocast(device.type, DTYPES[dtype])
+
+
+def gradients(output: Tensor, inputs: Inputs, gradient: Tensor) -> Sequence[Tensor]:
+    """Gradients of all inputs that require one."""
+    taking = [t for t in inputs if t is not None and t.requires_grad]
+    return torch.autograd.grad(output, taking, gradient.to(output.dtype))
+
+
+def relative_error(actual: Tensor, truth: Tensor) -> float | None:
+    """||actual - truth|| / ||truth||, absolute where the truth is 0; None where it is not finite."""
+    norm = truth.double().norm().item()
+    error = (actual.double() - truth.double()).norm().item() / (norm or 1.0)
+    return error if error < float("inf") else None
+
+
+def within(errors: Sequence[float | None], plain: Sequence[float | None], factor: float = 2.0) -> list[bool]:
+    """Whether each error is at most `factor` times plain PyTorch's, or below 1e-5; not where one is not finite."""
+    pairs = zip(errors, plain, strict=True)
+    return [a is not None and b is not None and a <= max(factor * b, FLOAT32_LIMIT) for a, b in pairs]
+
+
+def described(error: BaseException, notes: Sequence[warnings.WarningMessage] = ()) -> str:
+    """An error in one line, with what was warned about before it."""
+    parts = [f"{type(error).__name__}: {error}" if str(error) else type(error).__name__]
+    parts += [str(note.message) for note in notes if issubclass(note.category, UserWarning)]
+    return "; ".join(dict.fromkeys(" ".join(part.split())[:300].rstrip() for part in parts))[:600]
+
+
+@contextmanager
+def warnings_kept() -> Iterator[list[warnings.WarningMessage]]:
+    """Within, warnings are kept in a list, one for each place, instead of printed."""
+    with warnings.catch_warnings(record=True) as notes:
+        warnings.simplefilter("default")
+        yield notes
+
+
+def check(case: Case, dtype: str, device: torch.device, backend: str = "triton") -> dict[str, Any]:
+    """The verdict on one backend of ours: errors, plain PyTorch's, which are within the rule, equality of two runs.
+
+    {"skipped": why} where the backend cannot run here, {"error": ...} where it fails.
+    """
+    row: dict[str, Any] = {"operation": case.operation, "case": case.name, "dtype": dtype}
+    if backend == "triton" and interpreting() and dtype == "bf16":
+        return row | {"skipped": "the interpreter computes wrong bfloat16 results"}
+    if backend == "triton" and not installed("triton"):
+        return row | {"skipped": "the package triton is not installed"}
+    try:
+        found = problem(case, dtype, device)
+        fused = case.by(backend)
+        first, second = found.run(fused), found.run(fused)
+    except BackendUnavailable as error:
+        return row | {"skipped": str(error)}
+    except Exception as error:
+        return row | {"error": described(error)}
+    errors = found.errors(first)
+    verdicts = within(errors, found.plain)
+    equal = all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+    row |= {"ok": all(verdicts) and equal, "errors": errors, "plain_errors": found.plain}
+    return row | {"within": verdicts, "runs_equal": equal}
+
+
+def dtypes(device: torch.device, *, small: bool) -> tuple[str, ...]:
+    """Those worth measuring: all on a GPU and in the interpreter; on a CPU float32, and bfloat16 where it has it."""
+    if small or device.type == "cuda":
+        return tuple(DTYPES)
+    return ("bf16", "fp32") if native_bfloat16(device) else ("fp32",)
+
+
+def measure(device: torch.device, *, small: bool, console: Console) -> list[dict[str, Any]]:
+    """Our Triton kernels in every case and dtype of this device."""
+    rows = []
+    for case in cases(device.type, small):
+        for dtype in dtypes(device, small=small):
+            rows.append(check(case, dtype, device))
+            console.print(sentence(rows[-1]), markup=False, highlight=False, soft_wrap=True)
+    return rows
+
+
+def sentence(row: dict[str, Any]) -> str:
+    """One verdict as a line: "inner_block 9 x 16 x 12, 4 heads fp32: right (error 1.2e-07, plain 1.4e-07)"."""
+    head = f"{row['operation']} {row['case']} {row['dtype']}:"
+    if "ok" not in row:
+        return f"{head} {'skipped, ' + row['skipped'] if 'skipped' in row else 'FAILED, ' + row['error']}"
+    shown = [largest(row[name]) for name in ("errors", "plain_errors")]
+    mine, plain = ("not finite" if error is None else f"{error:.1e}" for error in shown)
+    repeat = "" if row["runs_equal"] else ", two runs differ"
+    return f"{head} {'right' if row['ok'] else 'WRONG'} (error {mine}, plain PyTorch {plain}{repeat})"
+
+
+def largest(errors: Sequence[float | None]) -> float | None:
+    """The largest error, None where one is not finite."""
+    known = [error for error in errors if error is not None]
+    return max(known) if len(known) == len(errors) else None

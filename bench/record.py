@@ -1,0 +1,109 @@
+"""Result files: where a measurement was taken, and its sections; one file a run, rewritten after every section."""
+
+from __future__ import annotations
+
+import json
+import platform
+import re
+import subprocess
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from titn.files import write_atomic
+from titn.provenance import ROOT, source_commit, versions
+
+RESULTS = ROOT / "bench" / "results"
+PACKAGES = ("torch", "triton", "torchvision", "timm", "xformers", "numpy")
+
+
+class Record:
+    """The result file of one run: `OUT/DEVICE/DATE-COMMIT.json`.
+
+    Args:
+        command: the command line that takes the measurement, such as "python -m bench.throughput --rounds 9".
+        device: what is measured.
+        seed: seed of everything drawn.
+        out: folder of the results of all devices.
+        dry_run: toy sizes, whose times mean nothing.
+    """
+
+    def __init__(
+        self, command: str, device: torch.device, seed: int, out: Path = RESULTS, *, dry_run: bool = False
+    ) -> None:
+        self._began = time.perf_counter()
+        now, commit = datetime.now(UTC), source_commit()
+        hardware = describe_device(device)
+        self.content: dict[str, Any] = {
+            "command": command,
+            "utc": now.isoformat(timespec="seconds"),
+            "commit": commit,
+            "dry_run": dry_run,
+            "seed": seed,
+            "device": hardware,
+            "versions": {**versions(*PACKAGES), "cuda": torch.version.cuda},
+            "wall_seconds": 0.0,
+            "sections": {},
+        }
+        self.path = out / label(hardware) / f"{now:%Y%m%d-%H%M%S}-{commit}.json"
+
+    def add(self, section: str, found: Any) -> None:
+        """Add (or replace) a section and write the file; `found` is JSON without NaN or infinity."""
+        self.content["sections"][section] = found
+        self.content["wall_seconds"] = round(time.perf_counter() - self._began, 1)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(self.path, json.dumps(self.content, indent=1, allow_nan=False) + "\n")
+
+
+def describe_device(device: torch.device) -> dict[str, Any]:
+    """Name, type and size of a device: what a reader needs to compare two results.
+
+    A GPU: memory in bytes, compute capability, multiprocessors, driver. A CPU: vector instructions, whether it has
+    bfloat16 products of its own, threads in use.
+    """
+    if device.type == "cuda":
+        properties = torch.cuda.get_device_properties(device)
+        return {
+            "type": "cuda",
+            "name": properties.name,
+            "memory_bytes": properties.total_memory,
+            "capability": f"{properties.major}.{properties.minor}",
+            "multiprocessors": properties.multi_processor_count,
+            "driver": _driver(),
+        }
+    return {
+        "type": "cpu",
+        "name": _cpu_name(),
+        "instructions": torch.backends.cpu.get_cpu_capability(),
+        "bf16": torch.cpu._is_avx512_bf16_supported(),
+        "amx": torch.cpu._is_amx_tile_supported(),
+        "threads": torch.get_num_threads(),
+    }
+
+
+def label(hardware: dict[str, Any]) -> str:
+    """The folder name of a device: "NVIDIA-H200", "CPU-AMD-EPYC-AVX512-2-threads"."""
+    words = [hardware["name"]]
+    if hardware["type"] == "cpu":
+        words = ["CPU", hardware["name"], hardware["instructions"], *(["AMX"] if hardware["amx"] else [])]
+        words.append(f"{hardware['threads']} threads")
+    return re.sub(r"[^A-Za-z0-9]+", "-", " ".join(words)).strip("-")
+
+
+def _cpu_name() -> str:
+    try:
+        found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    except OSError:
+        found = None
+    return found[1].strip() if found else platform.machine()
+
+
+def _driver() -> str | None:
+    query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        return subprocess.run(query, capture_output=True, text=True, check=True).stdout.split("\n")[0].strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None

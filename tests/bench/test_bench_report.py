@@ -1,0 +1,349 @@
+"""The report writes what the result files say, notices every file that is not up to date, and passes nothing over."""
+
+from __future__ import annotations
+
+import copy
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from bench import report
+from bench.charts import DRAWINGS, fingerprint, svg
+from bench.record import Record, describe_device, label
+from bench.sections import read_results
+from titn.provenance import ROOT
+
+GPU = {
+    "type": "cuda", "name": "NVIDIA H200", "memory_bytes": 150_000_000_000, "capability": "9.0",
+    "multiprocessors": 132, "driver": "570.1",
+}  # fmt: skip
+
+
+def stat(median: float, repetitions: int = 5) -> dict[str, Any]:
+    return {"median": median, "low": median * 0.9, "high": median * 1.2, "repetitions": repetitions}
+
+
+def us(median: float) -> dict[str, Any]:
+    return {"median": median, "p10": median * 0.95, "p90": median * 1.1, "repetitions": 50}
+
+
+def kernel(provider: str, median: float, mode: str = "forward", **changes: Any) -> dict[str, Any]:
+    row = {
+        "operation": "inner_block", "case": "16384 x 16 x 12, 4 heads", "dtype": "bf16", "mode": mode,
+        "provider": provider, "us": us(median + 8), "graph_us": us(median), "bytes": 12_600_000, "flops": 1_100_000_000,
+        "floor_us": {"memory": 2.9, "product": 1.4}, "percent_of_floor": 100 * 2.9 / median, "peak_bytes": 12_000_000,
+        "error_fp64": 0.0021,
+    }  # fmt: skip
+    return row | changes
+
+
+def contender(name: str, batch_size: int, median: float, ratio: dict[str, Any] | None) -> dict[str, Any]:
+    return {
+        "contender": name, "batch_size": batch_size, "seconds": [batch_size / median],
+        "images_per_second": stat(median), "ratio_to_timm": ratio, "peak_bytes": 3 * 2**30,
+        "first_step_seconds": 31.25, "warm_start_seconds": 4.5,
+    }  # fmt: skip
+
+
+THROUGHPUT = {
+    "precision": "bfloat16",
+    "rows": [
+        contender("titn fast", 256, 41_234.0, stat(1.75, 9)),
+        contender("timm TNT compiled", 256, 23_500.0, None),
+        contender("titn fast", 1024, 61_234.0, stat(2.25, 9)),
+        contender("timm TNT compiled", 1024, 27_200.0, None),
+        {"contender": "titn fast", "batch_size": 4096, "reason": "out of memory | 79 GiB"},
+    ],
+}
+KERNELS = [
+    kernel("triton", 41.5),
+    kernel("torch", 166.0, error_fp64=None),
+    kernel("compile", 83.0),
+    kernel("triton", 130.0, "forward_backward"),
+    kernel("compile", 100.0, "forward_backward", graph_us={"error": "cannot be captured"}, us=us(104.0)),
+    {"operation": "inner_block", "case": "16384 x 16 x 12, 4 heads", "dtype": "bf16", "mode": "forward",
+     "provider": "xformers", "reason": "the package xformers is not installed"},
+]  # fmt: skip
+SECTIONS: dict[str, Any] = {
+    "ceilings": {"copy_gb_per_s": stat(4300.0), "product_tflops": {"bf16": stat(790.0), "fp32": stat(51.0)}},
+    "correctness": [
+        {"operation": "inner_block", "case": "a", "dtype": "bf16", "ok": True, "errors": [0.002, 0.004],
+         "plain_errors": [0.002, 0.003], "within": [True, True], "runs_equal": True},
+        {"operation": "inner_block", "case": "a", "dtype": "fp16", "skipped": "for a reason"},
+        {"operation": "inner_block", "case": "a", "dtype": "fp32", "error": "RuntimeError: of a kind"},
+    ],
+    "kernels": KERNELS,
+    "throughput": THROUGHPUT,
+    "waterfall": {"batch_size": 1024, "rows": [
+        {"name": "reference", "switch": "", "images_per_second": stat(5000.0), "peak_bytes": 9 * 2**30},
+        {"name": "bfloat16", "switch": "--amp bf16", "images_per_second": stat(8000.0), "peak_bytes": 5 * 2**30},
+        {"name": "kernels", "switch": "--kernels auto", "images_per_second": stat(20_000.0), "peak_bytes": 2 * 2**30},
+        {"name": "CUDA graph", "switch": "--cuda-graph on", "reason": "no room"},
+    ]},
+    "scaling": {"rows": [
+        {"axis": axis, "value": value, "batch_size": 256, "images_per_second": stat(speed), "peak_bytes": 2**30 * value,
+         "gflops_per_image": 0.6642, "percent_of_product_ceiling": 2.5}
+        for axis, values in {"batch": (64, 256, 1024), "depth": (6, 12)}.items()
+        for value, speed in zip(values, (9000.0, 7000.0, 5000.0), strict=False)
+    ]},
+    "step_profile": {"batch_size": 1024, "device_us": 9000.0, "rows": [
+        {"name": "void very::long<kernel|name>" * 4, "us": 4500.0, "calls": 24, "percent": 50.0},
+        {"name": "inner_forward", "us": 1500.0, "calls": 12, "percent": 16.7},
+    ]},
+}  # fmt: skip
+
+
+def accuracy(dataset: str, split: str, top1: list[float]) -> dict[str, Any]:
+    runs = [
+        {"seed": i, "top1": t, "seconds": 25.5, "seconds_to_target": 20.0 if i else None} for i, t in enumerate(top1)
+    ]
+    mean = sum(top1) / len(top1)
+    return {
+        "dataset": dataset, "split": split, "epochs": 30, "target": 0.7471, "runs": runs, "mean": mean,
+        "interval95": [mean - 0.01, mean + 0.01] if len(top1) > 1 else None, "planned_seeds": 5, "note": "shortened",
+        "teacher": {"name": "vgg16_bn", "top1": 0.7, "epochs": 10, "seconds": 99.0},
+    }  # fmt: skip
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    (tmp_path / "bench" / "results").mkdir(parents=True)
+    (tmp_path / "README.md").write_text(f"# Mine\n\n{report.BEGIN}\nold\n{report.END}\n\nrest stays\n")
+    return tmp_path
+
+
+def add(checkout: Path, sections: dict[str, Any], day: int, gpu: bool = True, dry_run: bool = False) -> Path:
+    """A result file of the day, written by Record itself and then moved to the device and the time."""
+    record = Record("python -m bench.something", torch.device("cpu"), 7, checkout / "scratch", dry_run=dry_run)
+    for name, data in sections.items():
+        record.add(name, data)
+    content = copy.deepcopy(record.content)
+    record.path.unlink()
+    content |= {"utc": f"2026-11-{day:02}T10:00:00+00:00", "commit": f"{day:012x}"}
+    if gpu:
+        content["device"] = GPU
+    path = checkout / "bench" / "results" / label(content["device"]) / f"202611{day:02}-{content['commit']}.json"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(content))
+    return path
+
+
+def run(checkout: Path, *arguments: str) -> int:
+    try:
+        report.main(["--root", str(checkout), *arguments])
+    except SystemExit as stop:
+        return int(stop.code or 0)
+    return 0
+
+
+def page(checkout: Path) -> str:
+    return (checkout / "bench" / "RESULTS.md").read_text()
+
+
+def chapter(checkout: Path, title: str) -> str:
+    return page(checkout).partition(f"## {title}\n")[2].partition("\n## ")[0]
+
+
+def test_this_repository_is_up_to_date(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(ROOT, "--check") == 0, capsys.readouterr().err
+
+
+def test_numbers_come_from_the_files(checkout: Path) -> None:
+    add(checkout, SECTIONS, 3)
+    assert run(checkout) == 0
+    training = chapter(checkout, "Training against timm's TNT")
+    assert "| 1,024 | titn fast | 61,234 (55,111 to 73,481) | 2.25 (2.02 to 2.70) | 3.00 | 31.2 | 4.5 |" in training
+    assert "out of memory \\| 79 GiB: titn fast, 4096 images a step" in training
+    steps = chapter(checkout, "One switch after another")
+    assert "| kernels | `--kernels auto` | 20,000 (18,000 to 24,000) | 2.50 | 4.00 | 2.00 |" in steps
+    assert "no room: CUDA graph" in steps
+    assert "790 | 711 | 948 | 5" in chapter(checkout, "Ceilings of the device")
+    right = chapter(checkout, "Kernels: are they right?")
+    assert "right, 4.0e-03 | skipped: for a reason | **failed**: RuntimeError: of a kind" in right
+    fast = chapter(checkout, "Kernels: how fast?")
+    ours = "| forward | triton | 41.5 (39.4 to 45.7) | 7.0% | compile | 83.0 (78.8 to 91.3) | 166 | 2.00 |"
+    assert ours in fast
+    assert (
+        "| forward and backward | triton | 130 (124 to 143) | 2.2% | compile | 104 (98.8 to 114) | – | 0.80 |" in fast
+    )
+    assert "the package xformers is not installed: xformers: inner_block" in fast
+    assert "| batch | 256 | 256 | 7,000 (6,300 to 8,400) | 256.00 | 0.664 | 2.5% |" in chapter(checkout, "Scaling")
+    assert "| `inner_forward` | 1,500 | 12 | 16.7% |" in chapter(checkout, "Where a step goes")
+    for title in ("Training against timm's TNT", "Kernels: how fast?"):
+        for words in ("NVIDIA H200, driver 570.1", torch.__version__, "2026-11-03", "000000000003", "bench.something"):
+            assert words in chapter(checkout, title)
+
+
+def test_the_readme_begins_with_the_same_table(checkout: Path) -> None:
+    add(checkout, SECTIONS | {"accuracy": accuracy("cifar100", "test", [0.71, 0.73])}, 3)
+    assert run(checkout) == 0
+    readme = (checkout / "README.md").read_text()
+    assert readme.startswith("# Mine\n") and readme.endswith("\nrest stays\n") and "\nold\n" not in readme
+    assert "titn fast, bfloat16, 1,024 images a step | 61,234 images a second, 2.25 times timm's fastest TNT" in readme
+    assert "1 of 2 checks right; faster in 1 of 2 cases, 0.80 to 2.00 times | NVIDIA H200" in readme
+    assert "top-1 72.00%, last epoch, 2 seeds, 95% interval of the mean 71.00% to 73.00%" in readme
+    assert "GPU yet" not in readme
+    rows = [line for line in readme.splitlines() if line.startswith("| training")]
+    assert rows[0].replace("bench/results/", "results/") in page(checkout)
+
+
+def test_without_results_it_says_so(checkout: Path) -> None:
+    assert run(checkout) == 0
+    assert page(checkout).count(report.NOT_MEASURED) == 9  # eight chapters and the headline
+    assert "Nothing has been timed on a GPU yet." in (checkout / "README.md").read_text()
+
+
+def test_a_cpu_result_leaves_the_gpu_line(checkout: Path) -> None:
+    add(checkout, SECTIONS, 3, gpu=False)
+    assert run(checkout) == 0
+    readme = (checkout / "README.md").read_text()
+    assert "Nothing has been timed on a GPU yet." in readme and "61,234 images a second" in readme
+    assert "fused kernels" not in readme, "a headline of kernels on a CPU"
+
+
+def test_the_newest_of_each_section_counts_and_no_dry_run(checkout: Path) -> None:
+    older, newer = copy.deepcopy(THROUGHPUT), copy.deepcopy(THROUGHPUT)
+    newer["rows"][2]["images_per_second"] = stat(77_777.0)
+    add(checkout, {"throughput": newer}, 5)
+    add(checkout, SECTIONS | {"throughput": older}, 3)
+    add(checkout, {"waterfall": {"error": "RuntimeError: lost"}}, 6)
+    dry = copy.deepcopy(THROUGHPUT)
+    dry["rows"][2]["images_per_second"] = stat(99_999.0)
+    add(checkout, {"throughput": dry}, 9, dry_run=True)
+    assert run(checkout) == 0
+    text = page(checkout)
+    assert "77,777" in text and "61,234" not in text and "99,999" not in text
+    assert "| kernels | `--kernels auto` |" in text, "a newer failure must not hide an older measurement"
+
+
+def test_accuracy_is_kept_apart_by_data_set_and_split(checkout: Path) -> None:
+    add(checkout, {"accuracy": accuracy("cifar100", "test", [0.5])}, 1)
+    add(checkout, {"accuracy": accuracy("cifar100", "test", [0.61])}, 2)
+    add(checkout, {"accuracy": accuracy("cifar100", "development", [0.55, 0.57])}, 3)
+    assert run(checkout) == 0
+    text = chapter(checkout, "Accuracy")
+    of_test = "| cifar100 | test | vgg16_bn, 70.00% | 30 | 1 of 5 | 61.00% | one seed: none | 74.71% | not reached |"
+    of_development = "| cifar100 | development | vgg16_bn, 70.00% | 30 | 2 of 5 | 56.00% | 55.00% to 57.00% | 74.71% |"
+    assert of_test in text and of_development + " 20 to 20, in 1 of 2 runs | shortened |" in text
+    assert "50.00%" not in text
+
+
+def test_a_failed_section_is_named(checkout: Path) -> None:
+    add(checkout, {"waterfall": {"error": "RuntimeError: lost"}}, 6)
+    parts = [{"part": "kernels", "error": "stopped after 60 s"}]
+    add(checkout, {"kernels": KERNELS, "harvest": {"parts": parts}}, 7)
+    assert run(checkout) == 0
+    assert "The newest measurement failed: RuntimeError: lost" in chapter(checkout, "One switch after another")
+    assert "Failed in part: stopped after 60 s." in chapter(checkout, "Kernels: how fast?")
+
+
+def test_check_names_what_is_old(checkout: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = add(checkout, SECTIONS, 3)
+    assert run(checkout, "--check") == 1
+    assert "README.md is not up to date" in capsys.readouterr().err
+    assert run(checkout) == 0
+    assert run(checkout, "--check") == 0
+    picture = checkout / "bench" / "pictures" / "NVIDIA-H200-roofline.svg"
+    drawn = picture.read_text()
+
+    def named() -> list[str]:
+        capsys.readouterr()
+        assert run(checkout, "--check") == 1
+        return re.findall(r"^(\S+) is not up to date", capsys.readouterr().err, flags=re.MULTILINE)
+
+    picture.unlink()
+    assert named() == ["bench/pictures/NVIDIA-H200-roofline.svg"]
+    picture.write_text(re.sub(r"data [0-9a-f]{16}", "data 0123456789abcdef", drawn))
+    assert named() == ["bench/pictures/NVIDIA-H200-roofline.svg"]
+    picture.write_text(drawn)
+    (picture.parent / "left-over.svg").write_text("")
+    assert named() == ["bench/pictures/left-over.svg"]
+    assert run(checkout) == 0 and not (picture.parent / "left-over.svg").exists()
+    results = checkout / "bench" / "RESULTS.md"
+    results.write_text(results.read_text().replace("61,234", "99,999"))
+    assert named() == ["bench/RESULTS.md"]
+    assert run(checkout) == 0
+    content = json.loads(path.read_text())
+    content["sections"]["step_profile"]["rows"][0]["percent"] = 51.0
+    path.write_text(json.dumps(content))
+    assert named() == ["bench/RESULTS.md", "bench/pictures/NVIDIA-H200-step_profile.svg"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda content: content.pop("commit"), "'commit' is missing"),
+        (lambda content: content.update(dry_run="no"), "'dry_run' is missing or of the wrong type"),
+        (lambda content: content["sections"].update(speeds={}), "unknown section 'speeds'"),
+        (lambda content: content["device"].pop("name"), "its device has no 'name'"),
+        (lambda content: content["device"].update(name="NVIDIA H100"), "belongs into"),
+        (lambda content: content["sections"]["throughput"]["rows"][0].pop("batch_size"), "'throughput' is not in the"),
+        (lambda content: content["sections"].update(waterfall=[1]), "'waterfall' is not in the known format"),
+    ],
+)
+def test_a_file_that_is_no_result_is_named(
+    change: Any, message: str, checkout: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = add(checkout, SECTIONS, 3)
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+    assert run(checkout) == 2
+    error = capsys.readouterr().err
+    assert message in error and str(path) in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize("place", ["stray.json", "device/deeper/stray.json", "device/digits.json"])
+def test_other_json_is_an_error(place: str, checkout: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = checkout / "bench" / "results" / place
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text('{"top1": 0.5}')
+    assert run(checkout) == 2
+    assert f"{path} is not a result file" in capsys.readouterr().err
+
+
+def test_a_readme_without_markers_is_an_error(checkout: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (checkout / "README.md").write_text("# Mine\n")
+    assert run(checkout) == 2
+    assert "needs the markers" in capsys.readouterr().err
+
+
+def drawing(name: str) -> dict[str, Any]:
+    data = {"device": "NVIDIA H200", **SECTIONS}
+    return data | {"accuracy": [accuracy("cifar100", "test", [0.71, 0.73])]}
+
+
+@pytest.mark.parametrize("name", DRAWINGS)
+def test_pictures_repeat_and_are_small(name: str) -> None:
+    drawn = svg(name, drawing(name))
+    assert drawn is not None and drawn == svg(name, drawing(name))
+    assert f"data {fingerprint(name, drawing(name))}" in drawn
+    assert len(drawn) < 100_000
+
+
+@pytest.mark.parametrize("name", DRAWINGS)
+def test_there_is_no_picture_of_nothing(name: str) -> None:
+    reason = {"reason": "none", "axis": "batch", "contender": "a", "name": "a", "provider": "a", "value": 1}
+    empty: dict[str, Any] = {key: {"rows": [reason], "batch_size": 2} for key in SECTIONS} | {"kernels": [reason]}
+    empty |= {"device": "x", "accuracy": [accuracy("digits", "test", [0.5]) | {"runs": []}]}
+    empty["step_profile"] = {"rows": []}
+    assert svg(name, empty) is None
+
+
+def test_another_fact_is_another_fingerprint() -> None:
+    data = drawing("waterfall")
+    changed = copy.deepcopy(data)
+    changed["waterfall"]["rows"][0]["images_per_second"]["median"] += 1
+    assert fingerprint("waterfall", data) != fingerprint("waterfall", changed)
+
+
+def test_devices_are_sorted_gpus_first(checkout: Path) -> None:
+    add(checkout, {"ceilings": SECTIONS["ceilings"]}, 1, gpu=False)
+    add(checkout, {"ceilings": SECTIONS["ceilings"]}, 1)
+    found = read_results(checkout / "bench" / "results")
+    assert [device.is_gpu for device in found] == [True, False]
+    assert found[1].label == label(describe_device(torch.device("cpu")))

@@ -1,0 +1,37 @@
+"""Counted kernel launches: of a module known by heart, and of the blocks, where fused is fewest."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from bench.launches import CASES, as_is, compiled
+from titn.kernels.common.backend import installed
+from titn.parts import compile_reasons
+
+pytestmark = pytest.mark.skipif(
+    torch.cuda.is_available() or not installed("triton"), reason="counts in the interpreter"
+)
+
+
+def test_plain_operations_are_counted_and_views_are_not() -> None:
+    """Forward: product, relu. Backward: relu's, sum of the bias, products for weight and input."""
+    module = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Unflatten(1, (2, 2)), nn.Flatten())
+    assert as_is(module, torch.randn(5, 3, requires_grad=True)) == {"forward": 2, "backward": 4}
+
+
+@pytest.mark.parametrize(("name", "forward", "backward"), [("inner block", 2, 3), ("outer block", 4, 11)])
+def test_fused_blocks(name: str, forward: int, backward: int) -> None:
+    """Inner: weights and one kernel; two kernels and a sum. Outer: four kernels; four, four products, three sums."""
+    build, shape = CASES[name]
+    found = as_is(build("triton"), torch.randn(shape, requires_grad=True))
+    assert found == {"forward": forward, "backward": backward}
+
+
+@pytest.mark.skipif(bool(compile_reasons(torch.device("cpu"))), reason="torch.compile cannot run here")
+def test_compiled_is_between_eager_and_fused() -> None:
+    build, shape = CASES["outer block"]
+    inputs = torch.randn(shape, requires_grad=True)
+    counts = [as_is(build("torch"), inputs), compiled(build("torch"), inputs), as_is(build("triton"), inputs)]
+    assert sum(counts[0].values()) > sum(counts[1].values()) > sum(counts[2].values())

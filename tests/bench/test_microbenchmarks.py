@@ -1,0 +1,287 @@
+"""Cases, providers and rows of the kernel benchmark: counts against independent ones, errors against float64."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import subprocess
+import sys
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from rich.console import Console
+from torch import Tensor
+from torch.nn.attention.flex_attention import flex_attention
+from torch.utils.flop_counter import FlopCounterMode
+
+from bench import correctness, kernels, providers, rivals
+from bench.kernel_cases import MODES, Case, Inputs, attention, block, cases, loss, mlp, patches
+from bench.providers import Provider
+from titn.kernels import inner_block, outer_block
+
+ROOT = Path(__file__).resolve().parents[2]
+CPU = torch.device("cpu")
+CASES = {
+    "inner_block": block(inner_block, 6, 16, 12, 4),
+    "short_attention": attention(5, 18, 3, 4),
+    "pixels_to_patches": patches(3, 4, 16, 12, 192, tokens=6),
+    "layernorm_mlp": mlp(10, 24),
+    "outer_block": block(outer_block, 3, 18, 48, 8),
+    "distillation_loss": loss(7, 10, "hard"),
+}
+
+
+def trial(case: Case, provider: Provider, dtype: str = "fp32", verdict: dict | None = None) -> kernels.Trial:
+    return kernels.Trial(correctness.problem(case, dtype, CPU), provider, verdict, small=True)
+
+
+def by_name(case: Case) -> dict[str, Provider]:
+    return {provider.name: provider for provider in providers.providers(case, CPU, small=True)}
+
+
+# Counts
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_products_are_those_that_pytorch_counts(case: Case) -> None:
+    given = correctness.problem(case, "fp32", CPU)
+    for mode in MODES:
+        with FlopCounterMode(display=False) as counter:
+            given.run(case.by("torch"), mode)
+        assert case.flops(mode) == counter.get_total_flops(), mode
+
+
+def test_traffic_by_hand() -> None:
+    packed, output = 5 * 18 * 3 * 12 * 2, 5 * 18 * 12 * 2  # bytes in float16
+    found = correctness.problem(CASES["short_attention"], "fp16", CPU).traffic
+    assert found == {"forward": packed + output, "forward_backward": 2 * packed + 2 * output}
+    logits, labels, share = 2 * 7 * 10 * 2, 3 * 7 * 8, 7 * 4
+    found = correctness.problem(CASES["distillation_loss"], "fp16", CPU).traffic
+    assert found == {"forward": logits + labels + share + 4, "forward_backward": 2 * logits + labels + share + 8}
+
+
+def test_full_sizes_are_those_of_the_papers() -> None:
+    names = {(case.operation, case.name) for case in cases("cuda", False)}
+    assert {
+        ("inner_block", "16384 x 16 x 12, 4 heads"),
+        ("inner_block", "65536 x 4 x 12, 4 heads"),
+        ("inner_block", "12544 x 16 x 24, 4 heads"),
+        ("inner_block", "12544 x 16 x 40, 4 heads"),
+        ("short_attention", "1024 x 66 x 24, 8 heads"),
+        ("short_attention", "128 x 197 x 64, 10 heads"),
+        ("layernorm_mlp", "18432 x 192"),
+        ("layernorm_mlp", "25216 x 384"),
+        ("outer_block", "1024 x 18 x 192, 8 heads"),
+    } <= names
+    assert len(names) == len(cases("cuda", False))
+    for device, small in (("cuda", False), ("cpu", False), ("cpu", True)):
+        assert {case.operation for case in cases(device, small)} == set(CASES)
+
+
+# Providers
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+@pytest.mark.parametrize("mode", MODES)
+def test_what_runs_on_a_cpu_is_right(case: Case, mode: str) -> None:
+    given = correctness.problem(case, "fp32", CPU)
+    ran = set()
+    for provider in by_name(case).values():
+        if provider.name == "triton":
+            continue
+        with provider.context():
+            try:
+                function = provider.build()
+            except rivals.Refused:
+                continue
+            if provider.name.startswith(("sdpa efficient", "sdpa cudnn")):
+                continue  # backends of a GPU
+            errors = given.errors(given.run(function, mode))
+        assert all(e is not None and e < 1e-5 for e in errors), (provider.name, errors)
+        ran.add(provider.name)
+    assert {"torch", "compile"} <= ran
+    if case.heads:
+        assert {"sdpa math", "sdpa flash"} <= ran
+    if case.operation == "inner_block":
+        assert {"timm", "timm compile", "sdpa flash padded"} <= ran
+
+
+@pytest.mark.parametrize("name", ["inner_block", "short_attention", "outer_block"])
+def test_flex_attention_with_padded_heads_is_right(name: str) -> None:
+    """Forward alone: it has no backward on a CPU."""
+    given = correctness.problem(CASES[name], "fp32", CPU)
+    attend = rivals.padded(lambda q, k, v, scale: flex_attention(q, k, v, scale=scale), 16)  # type: ignore[return-value]
+    with torch.no_grad():
+        output = rivals.with_attention(given.case, attend)(given.inputs())
+    (error,) = given.errors([output])
+    assert error is not None and error < 1e-5
+
+
+def test_padding_reaches_the_multiple_and_comes_off() -> None:
+    seen = []
+
+    def attend(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+        seen.append((q.shape[-1], scale))
+        return q
+
+    q = torch.ones(2, 4, 16, 3)
+    assert torch.equal(rivals.padded(attend, 8)(q, q, q, 0.5), q)
+    assert seen == [(8, 0.5)]
+
+
+def test_norms_are_exchanged_in_place() -> None:
+    for name in ("layernorm_mlp", "outer_block"):
+        given = correctness.problem(CASES[name], "fp32", CPU)
+        function = rivals.with_norm(given.case, lambda x, w, b: torch.nn.functional.layer_norm(x, x.shape[-1:], w, b))
+        assert all(e is not None and e < 1e-5 for e in given.errors(given.run(function)))
+
+
+def test_the_namesake_of_apex_is_recognised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    provider = by_name(CASES["layernorm_mlp"])["apex"]
+    if "is not installed" in trial(CASES["layernorm_mlp"], provider).row("forward", None)["reason"]:
+        (tmp_path / "apex").mkdir()
+        (tmp_path / "apex" / "__init__.py").write_text("")
+        monkeypatch.syspath_prepend(str(tmp_path))
+    row = trial(CASES["layernorm_mlp"], provider).row("forward", None)
+    assert row["reason"] == "the installed package apex is another one of that name, not NVIDIA's"
+
+
+def test_every_refusal_is_named() -> None:
+    reasons = {}
+    for name in ("short_attention", "layernorm_mlp", "distillation_loss"):
+        for provider in by_name(CASES[name]).values():
+            row = trial(CASES[name], provider).row("forward", None)
+            assert ("us" in row) != ("reason" in row)
+            if "reason" in row:
+                assert row["reason"] and "\n" not in row["reason"], row
+                reasons[name, provider.name] = row["reason"]
+    if not torch.cuda.is_available():
+        assert "CUDA device" in reasons["short_attention", "xformers"]
+        assert reasons["short_attention", "flex padded"] == "FlexAttention has no backward on a CPU"
+        assert "backend" in reasons["short_attention", "sdpa efficient"]
+
+
+# The gate
+
+
+def wrong(case: Case, backend: str, change: Callable[[Tensor], Tensor]) -> Case:
+    """The case with one backend's output changed."""
+
+    def call(inputs: Inputs, asked: str) -> Tensor:
+        output = case.call(inputs, "torch")
+        return change(output) if asked == backend else output
+
+    return dataclasses.replace(case, call=call)
+
+
+def test_a_wrong_kernel_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = wrong(CASES["inner_block"], "triton", lambda y: y)
+    verdict = correctness.check(right, "fp32", CPU)
+    assert verdict["ok"] and verdict["runs_equal"] and verdict["errors"] == verdict["plain_errors"]
+    ours = Provider("triton", lambda: right.by("triton"))
+    assert trial(right, ours, verdict=verdict).row("forward", None)["us"]["median"] > 0
+    assert trial(right, ours).row("forward", None)["reason"] == "not timed: its results were not checked"
+    slip = wrong(CASES["inner_block"], "triton", lambda y: y * 1.0001)
+    verdict = correctness.check(slip, "fp32", CPU)
+    assert not verdict["ok"] and verdict["within"][0] is False
+    row = trial(slip, Provider("triton", lambda: slip.by("triton")), verdict=verdict).row("forward", None)
+    assert row["reason"] == "not timed: its results are wrong"
+
+
+def test_runs_that_differ_are_not_right() -> None:
+    generator = torch.Generator().manual_seed(0)
+    case = wrong(CASES["inner_block"], "triton", lambda y: y + 1e-7 * torch.rand(y.shape, generator=generator))
+    verdict = correctness.check(case, "fp32", CPU)
+    assert all(verdict["within"]) and not verdict["runs_equal"] and not verdict["ok"]
+
+
+def test_numbers_that_are_not_finite_are_not_right() -> None:
+    case = wrong(CASES["inner_block"], "triton", lambda y: y * torch.tensor(float("nan")))
+    verdict = correctness.check(case, "fp32", CPU)
+    assert not verdict["ok"] and verdict["errors"][0] is None
+    assert json.loads(json.dumps(verdict, allow_nan=False)) == verdict
+    assert "not finite" in correctness.sentence(verdict)
+
+
+def test_a_wrong_rival_is_not_timed_either() -> None:
+    case = CASES["inner_block"]
+    row = trial(case, Provider("rival", lambda: lambda inputs: case.call(inputs, "torch") * 1.5)).row("forward", None)
+    assert row["reason"].startswith("not timed: its errors are 5.0e-01")
+
+
+def test_errors_of_twice_the_plain_ones_and_of_float32_pass() -> None:
+    assert correctness.within([2e-3, 2.1e-3], [1e-3, 1e-3]) == [True, False]
+    assert correctness.within([9e-6, 1.1e-5, None], [1e-9, 1e-9, 1e-9]) == [True, False, False]
+
+
+# Rows and the order of the work
+
+
+def test_a_row_has_its_floors_and_its_share() -> None:
+    case = CASES["inner_block"]
+    ceilings = {"copy_gb_per_s": {"median": 1e-3}, "product_tflops": {"fp32": {"median": 1e-9}}}
+    row = trial(case, by_name(case)["torch"]).row("forward_backward", ceilings)
+    assert row["floor_us"]["memory"] == pytest.approx(row["bytes"], rel=1e-5)
+    assert row["floor_us"]["product"] == pytest.approx(row["flops"] * 1e3, rel=1e-5)
+    larger = max(row["floor_us"].values())
+    assert row["percent_of_floor"] == pytest.approx(100 * larger / row["us"]["median"], rel=1e-3)
+    assert row["graph_us"] == {"error": "no GPU"} and row["peak_bytes"] is None
+    assert 0 < row["error_fp64"] < 1e-5
+    assert json.loads(json.dumps(row, allow_nan=False)) == row
+
+
+def test_the_worthiest_come_first() -> None:
+    costs = [Provider(str(cost), lambda: None, cost) for cost in (0, 1, 2)]  # type: ignore[arg-type, return-value]
+    order = sorted(((dtype, p) for dtype in correctness.DTYPES for p in costs), key=lambda work: kernels.worth(*work))
+    assert [(dtype, p.cost) for dtype, p in order] == [
+        ("bf16", 0), ("bf16", 1), ("fp16", 0), ("fp32", 0), ("bf16", 2), ("fp16", 1), ("fp32", 1), ("fp16", 2),
+        ("fp32", 2),
+    ]  # fmt: skip
+
+
+def test_what_time_does_not_allow_is_listed() -> None:
+    quiet = Console(quiet=True)
+    rows = kernels.measure(CPU, [], None, small=True, seconds=0.0, console=quiet)
+    expected = [
+        (case.operation, case.name, "fp16", provider.name, mode)
+        for case in cases("cpu", True)
+        for provider in providers.providers(case, CPU, small=True)
+        for mode in MODES
+    ]
+    found = [tuple(row[key] for key in ("operation", "case", "dtype", "provider", "mode")) for row in rows]
+    assert found == expected
+    assert {row["reason"] for row in rows} == {"not reached within 0 seconds"}
+
+
+# pytest bench
+
+
+run = functools.partial(subprocess.run, cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+def test_pytest_bench_measures_rows(tmp_path: Path) -> None:
+    pytest.importorskip("pytest_benchmark")
+    target = tmp_path / "benchmarks.json"
+    command = [sys.executable, "-m", "pytest", "bench", "-q", "-n", "0", "-p", "no:cacheprovider", "-rs"]
+    command += ["-k", "distillation_loss and fp32 and (torch or liger or triton)", "--benchmark-json", str(target)]
+    done = run(command)
+    assert done.returncode == 0, done.stdout + done.stderr
+    found: list[dict[str, Any]] = json.loads(target.read_text())["benchmarks"]
+    assert [benchmark["extra_info"]["mode"] for benchmark in found if benchmark["extra_info"]["provider"] == "torch"]
+    for benchmark in found:
+        row = benchmark["extra_info"]
+        assert row["operation"] == "distillation_loss" and row["dtype"] == "fp32"
+        assert row["bytes"] > 0 and row["flops"] == 0 and row["floor_us"]["memory"] > 0
+        assert row["percent_of_floor"] > 0 and row["us"]["median"] > 0 and row["error_fp64"] < 1e-5
+    if not torch.cuda.is_available():
+        assert "SKIPPED" in done.stdout and "interpreter is on" in done.stdout
+
+
+def test_pytest_alone_collects_no_benchmark() -> None:
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["pytest"]["ini_options"]
+    assert settings["testpaths"] == ["tests"]
