@@ -13,9 +13,9 @@ from titn.errors import UserError
 
 SECTIONS = (
     "ceilings", "correctness", "kernels", "waterfall", "throughput", "scaling", "step_profile", "launches", "accuracy",
-    "harvest",
+    "harvest", "tune",
 )  # fmt: skip
-"""Names a result file may use; "harvest" says which part of a harvest took how long and which failed."""
+"""Names a result file may use. Not shown: "harvest" (which part took how long, which failed) and "tune"."""
 
 _ENVELOPE: dict[str, type | tuple[type, ...]] = {
     "command": str, "utc": str, "commit": (str, type(None)), "dry_run": bool, "seed": int, "device": dict,

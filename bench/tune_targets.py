@@ -39,11 +39,14 @@ def targets(operations: Sequence[str], *, small: bool) -> list[Target]:
     found = []
     grid: dict[str, tuple[int, ...]] = {"num_warps": (2, 4, 8)}
     halves = grid | {"resident": (0, 1), "shared_sums": (0, 1), "parts": (1, 3), PROGRAMS: (1, 2, 3, 4)}
+    in_memory = {"num_warps": (4, 8), "unroll": (1, 2, 5), PROGRAMS: (1, 2)}
     for widths, channels, sequences in (("16", 12, 16_384), ("32", 24, 12_544), ("64", 40, 12_544)):
         case = block(inner_block, 5 if small else sequences, 16, channels, 4)
         forward = grid | {"resident_slices": (0, 2, 9), "resident_blocks": (0, 4, 9), PROGRAMS: (1, 2, 3, 4, 6)}
-        for name, choices in (("forward", forward), ("mlp_backward", halves), ("attention_backward", halves)):
-            found.append(Target(f"inner_block.{name}", widths, f"16x{channels} 4 heads", case, choices))
+        backward = ("64 in memory", in_memory) if widths == "64" else (widths, halves)
+        rows = {"forward": (widths, forward), "mlp_backward": backward, "attention_backward": backward}
+        for name, (key, choices) in rows.items():
+            found.append(Target(f"inner_block.{name}", key, f"16x{channels} 4 heads", case, choices))
     wide = {
         "num_warps": (4, 8),
         "num_stages": (1, 2, 3),

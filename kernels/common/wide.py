@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import triton
 from torch import Tensor
 
 from titn.kernels.common.backend import interpreting, triton_reasons
@@ -40,7 +39,7 @@ def wide(kernel: str, width: int, like: Tensor | torch.dtype, architecture: int 
         architecture = _architecture(like)
     sizes = "fp32" if dtype == torch.float32 else str(next(w for w in (192, 384, 640) if width <= w))
     settings = configuration(kernel, sizes, architecture)
-    columns = min(settings["columns"], max(16, triton.next_power_of_2(width)))
+    columns = min(settings["columns"], max(16, 1 << (width - 1).bit_length()))
     options = {"num_warps": settings["num_warps"], "num_stages": settings["num_stages"], "enable_fp_fusion": True}
     return Wide(settings["rows"], columns, settings["block"], options)
 

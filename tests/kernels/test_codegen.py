@@ -18,8 +18,6 @@ ROOT = Path(__file__).resolve().parents[2]
 SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}  # bytes a program may use
 REGISTER_FILE = 65536  # 32-bit registers of a multiprocessor
 
-pytestmark = pytest.mark.xdist_group("codegen")  # the table is compiled once
-
 Row = dict[str, Any]
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -101,3 +103,21 @@ def test_gradients_in_buckets_of_ddp(tmp_path: Path) -> None:
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None
         assert torch.equal(parameter.grad, expected[name]), name
+
+
+def test_without_triton_a_model_runs_and_says_why_its_kernels_do_not() -> None:
+    program = """
+import sys
+sys.modules["triton"] = None  # as if it were not installed
+import torch, titn
+model = titn.create_model("titn", num_classes=10, image_size=16, depth=1).eval()
+assert model(torch.zeros(1, 3, 16, 16)).shape == (1, 10)
+model.kernels = "triton"
+try:
+    model(torch.zeros(1, 3, 16, 16))
+except titn.kernels.BackendUnavailable as error:
+    print(error)
+"""
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    assert "the package triton is not installed" in run.stdout
