@@ -94,6 +94,7 @@ class _Launches(TorchDispatchMode):
 
 def as_is(module: nn.Module, inputs: Tensor) -> dict[str, int]:
     """Launches of forward and backward as the module is, without a compiler."""
+    inputs.grad = None  # adding to an earlier gradient would be a launch
     output = module(inputs)
     gradients = [torch.ones_like(head) for head in output] if isinstance(output, tuple) else [torch.ones_like(output)]
     with _Launches() as launches:

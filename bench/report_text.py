@@ -75,7 +75,7 @@ CHAPTERS = (
         "correctness",
         "Kernels: are they right?",
         "Output and every gradient of each kernel against float64. Right means: the error is at most twice that "
-        "of plain PyTorch in the same precision (float32: or below 1e-5), and two runs are equal bit by bit. The "
+        "of plain PyTorch in the same precision, or below 1e-5, and two runs are equal bit by bit. The "
         "number is the largest relative error of the case. A kernel that is wrong is not timed.",
     ),
     Chapter(
