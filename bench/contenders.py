@@ -18,6 +18,7 @@ from rich.console import Console
 from timm.models.tnt import TNT
 from torch import nn
 
+from bench.sections import FAST
 from titn.config import TrainConfig, resolve
 from titn.datasets import Dataset
 from titn.meters import Tally
@@ -95,7 +96,7 @@ def timm_tnt(sizes: Sizes) -> nn.Module:
 def fast_contender(device: torch.device, amp: torch.dtype | None) -> Contender:
     """What `--fast` trains with on this device, in the precision `amp`."""
     config = TrainConfig(dataset="cifar100", device=str(device), fast=True, amp=_AMP[amp])  # type: ignore[arg-type]
-    return of_parts("titn --fast", select(config))
+    return of_parts(FAST, select(config))
 
 
 def of_parts(name: str, parts: Parts) -> Contender:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from bench.report_tables import NONE, best_throughput, interval, number, table
+from bench.report_tables import NONE, fast_throughput, interval, number, table
 from bench.sections import Device, Found, fastest, kernel_us, timed
 
 NO_GPU = "Nothing has been timed on a GPU yet."
@@ -42,7 +42,7 @@ def _rows(device: Device) -> Iterator[tuple[list[str], Found]]:
 
 
 def _throughput(found: Found, device: Device) -> list[str] | None:
-    best = best_throughput(found.data)
+    best = fast_throughput(found.data)
     if best is None:
         return None
     ratio = best["ratio_to_timm"]

@@ -53,11 +53,11 @@ def contender(name: str, batch_size: int, median: float, ratio: dict[str, Any] |
 THROUGHPUT = {
     "precision": "bfloat16",
     "rows": [
-        contender("titn fast", 256, 41_234.0, stat(1.75, 9)),
+        contender("titn --fast", 256, 41_234.0, stat(1.75, 9)),
         contender("timm TNT compiled", 256, 23_500.0, None),
-        contender("titn fast", 1024, 61_234.0, stat(2.25, 9)),
+        contender("titn --fast", 1024, 61_234.0, stat(2.25, 9)),
         contender("timm TNT compiled", 1024, 27_200.0, None),
-        {"contender": "titn fast", "batch_size": 4096, "reason": "out of memory | 79 GiB"},
+        {"contender": "titn --fast", "batch_size": 4096, "reason": "out of memory | 79 GiB"},
     ],
 }
 KERNELS = [
@@ -157,8 +157,8 @@ def test_numbers_come_from_the_files(checkout: Path) -> None:
     add(checkout, SECTIONS, 3)
     assert run(checkout) == 0
     training = chapter(checkout, "Training against timm's TNT")
-    assert "| 1,024 | titn fast | 61,234 (55,111 to 73,481) | 2.25 (2.02 to 2.70) | 3.00 | 31.2 | 4.5 |" in training
-    assert "out of memory \\| 79 GiB: titn fast, 4096 images a step" in training
+    assert "| 1,024 | titn --fast | 61,234 (55,111 to 73,481) | 2.25 (2.02 to 2.70) | 3.00 | 31.2 | 4.5 |" in training
+    assert "out of memory \\| 79 GiB: titn --fast, 4096 images a step" in training
     steps = chapter(checkout, "One switch after another")
     assert "| kernels | `--kernels auto` | 20,000 (18,000 to 24,000) | 2.50 | 4.00 | 2.00 |" in steps
     assert "no room: CUDA graph" in steps
@@ -184,7 +184,9 @@ def test_the_readme_begins_with_the_same_table(checkout: Path) -> None:
     assert run(checkout) == 0
     readme = (checkout / "README.md").read_text()
     assert readme.startswith("# Mine\n") and readme.endswith("\nrest stays\n") and "\nold\n" not in readme
-    assert "titn fast, bfloat16, 1,024 images a step | 61,234 images a second, 2.25 times timm's fastest TNT" in readme
+    assert (
+        "titn --fast, bfloat16, 1,024 images a step | 61,234 images a second, 2.25 times timm's fastest TNT" in readme
+    )
     assert "1 of 2 checks right; faster in 1 of 2 cases, 0.80 to 2.00 times | NVIDIA H200" in readme
     assert "top-1 72.00%, last epoch, 2 seeds, 95% interval of the mean 71.00% to 73.00%" in readme
     assert "GPU yet" not in readme
