@@ -118,7 +118,7 @@ def test_the_report_reads_it(dry_run: tuple[Path, str], tmp_path: Path) -> None:
     assert not read_results(dry_run[0]), "a dry run must not count"
     report(["--root", str(tmp_path)])
     page = (tmp_path / "bench" / "RESULTS.md").read_text()
-    assert page.count("Not measured yet") == 1, "of scaling, which a harvest leaves out unless it is asked for"
+    assert page.count("Not measured yet") == 2, "of scaling and launches, which a harvest leaves out"
     assert "Failed in part" not in page
     assert page.count("](pictures/") == len(list((tmp_path / "bench" / "pictures").iterdir())) >= 4
 

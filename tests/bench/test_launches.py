@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch import nn
 
-from bench.launches import CASES, as_is, compiled
+from bench.launches import CASES, as_is
 from titn.kernels.common.backend import installed
 from titn.parts import compile_reasons
+from titn.provenance import ROOT
+
+COMPILED = """
+import json, torch
+from bench.launches import CASES, compiled
+build, shape = CASES["outer block"]
+print(json.dumps(compiled(build("torch"), torch.randn(shape, requires_grad=True))))
+"""
 
 pytestmark = pytest.mark.skipif(
     torch.cuda.is_available() or not installed("triton"), reason="counts in the interpreter"
@@ -35,5 +47,7 @@ def test_fused_blocks(name: str, forward: int, backward: int) -> None:
 def test_compiled_is_between_eager_and_fused() -> None:
     build, shape = CASES["outer block"]
     inputs = torch.randn(shape, requires_grad=True)
-    counts = [as_is(build("torch"), inputs), compiled(build("torch"), inputs), as_is(build("triton"), inputs)]
+    run = subprocess.run([sys.executable, "-c", COMPILED], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    counts = [as_is(build("torch"), inputs), json.loads(run.stdout), as_is(build("triton"), inputs)]
     assert sum(counts[0].values()) > sum(counts[1].values()) > sum(counts[2].values())
