@@ -28,16 +28,16 @@ from bench import options
 from bench.rehearsal import RESERVE, Deadline, fit_epochs, shortened
 from titn.config import TrainConfig, resolve
 from titn.datasets import Dataset, development_split, load_dataset
-from titn.distillation import LiveTeacher
 from titn.errors import UserError, command
-from titn.experiment import check_name, load_data, run_to_result
+from titn.experiment import check_name
 from titn.interrupt import Interrupted
 from titn.models import MODELS
 from titn.network import NetworkSpec
-from titn.parts import describe, select
+from titn.parts import describe
 from titn.run import Run
 from titn.teacher import find_or_train_teacher, load_teacher
 from titn.teachers import TEACHERS
+from titn.train import train
 
 TARGETS = {"cifar100": 0.7471, "cifar10": 0.9203, "mnist": 0.9956}
 """Test top-1 of TITN in arXiv 2502.16762: the best epoch there, the last one here."""
@@ -168,12 +168,12 @@ def measure(
 
 
 def interval(values: list[float]) -> list[float] | None:
-    """The 95 % interval of the mean by Student's t; None for fewer than two values."""
+    """The 95 % interval of a mean share by Student's t, within 0 and 1; None for fewer than two values."""
     if len(values) < 2:
         return None
     mean = statistics.fmean(values)
     half = float(student_t.ppf(0.975, len(values) - 1)) * statistics.stdev(values) / math.sqrt(len(values))
-    return [mean - half, mean + half]
+    return [max(0.0, mean - half), min(1.0, mean + half)]
 
 
 def _teacher(config: TrainConfig, data: Dataset, console: Console) -> tuple[TrainConfig, dict[str, Any] | None]:
@@ -196,31 +196,18 @@ def _settings(config: TrainConfig, teacher: dict[str, Any] | None) -> dict[str, 
 
 
 def train_seed(config: TrainConfig, data: Dataset, console: Console, target: float | None) -> dict[str, Any]:
-    """What `titn.train.train` does with a resolved configuration, on data at hand; returns the entry of "runs".
+    """Train one seed on data at hand; returns the entry of "runs".
 
     Raises:
         UserError: the training diverged.
     """
     torch.compiler.reset()  # as in a process of its own: a compilation left over counts towards dynamo's limit
-    parts = select(config)
-    data, config = load_data(config, console, data)
-    torch.manual_seed(config.seed)
-    module = NetworkSpec.of(config, data).build(parts.kernels)
-    targets, teacher, teacher_top1 = None, None, None
-    if config.teacher != "none":
-        network, teacher, teacher_top1 = load_teacher(config.teacher, data)
-        targets = LiveTeacher(network.to(parts.device), config.distillation, parts.amp)
-    run = Run.create(config)
-    torch.manual_seed(config.seed)
     try:
-        result = run_to_result(
-            config, parts, data, run, module, console,
-            command="", targets=targets, teacher=teacher, teacher_top1=teacher_top1,
-        )  # fmt: skip
+        result = train(config, console=console, dataset=data)
     except Interrupted as stopped:
         # titn.train would go on with the whole training split
         raise Interrupted(stopped.signal_number, f"stopped in seed {config.seed}; start again") from None
-    lines = run.metrics()
+    lines = Run(Path(result.run)).metrics()
     reached = [line["seconds"] for line in lines if target is not None and line["test_top1"] >= target]
     return {
         "seed": config.seed,

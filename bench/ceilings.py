@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench.timing import spread
+from bench.record import described, statistic
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 SEED = 2024
@@ -35,7 +35,7 @@ def measure(device: torch.device, *, small: bool) -> dict[str, Any]:
         try:
             products[name] = product_tflops(device, dtype, small=small)
         except Exception as error:
-            products[name] = {"error": f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"}
+            products[name] = {"error": described(error)}
     return {"copy_gb_per_s": copy_gb_per_s(device, small=small), "product_tflops": products}
 
 
@@ -44,7 +44,7 @@ def copy_gb_per_s(device: torch.device, *, small: bool) -> dict[str, Any]:
     source = torch.ones((2**16 if small else COPY_BYTES[device.type]) // 4, device=device)
     target = torch.empty_like(source)
     moved = 2 * source.numel() * source.element_size()
-    found = spread([moved / s / 1e9 for s in _seconds(lambda: target.copy_(source), device, small=small)])
+    found = statistic([moved / s / 1e9 for s in _seconds(lambda: target.copy_(source), device, small=small)])
     if not torch.equal(source, target):
         raise RuntimeError("the copy differs from its source")
     return found
@@ -61,7 +61,7 @@ def product_tflops(device: torch.device, dtype: torch.dtype, *, small: bool) -> 
             multiply = lambda a=a, b=b, out=out: torch.mm(a, b, out=out)  # noqa: E731
             last = small or side >= LARGEST_SIDE[device.type]
             if last or min(_seconds(multiply, device, small=True)) >= SECONDS[device.type]:
-                return spread([2 * side**3 / s / 1e12 for s in _seconds(multiply, device, small=small)])
+                return statistic([2 * side**3 / s / 1e12 for s in _seconds(multiply, device, small=small)])
             side *= 2
 
 

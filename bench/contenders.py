@@ -8,7 +8,7 @@ patch tokens instead of 18 and one head instead of two.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal
 
@@ -16,8 +16,9 @@ import numpy as np
 import torch
 from rich.console import Console
 from timm.models.tnt import TNT
-from torch import nn
+from torch import Tensor, nn
 
+from bench.memory import storage_bytes
 from bench.sections import FAST
 from titn.config import TrainConfig, resolve
 from titn.datasets import Dataset
@@ -167,6 +168,14 @@ class Step:
     def release(self) -> None:
         """Free the gradients, which are of no use after the step."""
         self.trainer.optimizer.zero_grad(set_to_none=True)
+
+    def held_bytes(self) -> int:
+        """Bytes that lie there between two steps: network, optimiser and batch."""
+        module, optimizer = self.trainer.module, self.trainer.optimizer
+        state = (value for each in optimizer.state.values() for value in each.values())
+        batch = (getattr(self.batch, each.name) for each in fields(self.batch))
+        everything = (*module.parameters(), *module.buffers(), *state, *batch)
+        return storage_bytes(each for each in everything if isinstance(each, Tensor))
 
 
 def compile_as(module: nn.Module, form: Form, backend: str) -> None:

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from bench.kernel_cases import MODES, Case, Inputs, cases
 from bench.kernel_cases import size as bytes_of
+from bench.record import described
 from titn.kernels.common.backend import BackendUnavailable, installed, interpreting
 from titn.parts import native_bfloat16
 
@@ -135,13 +136,6 @@ def within(errors: Sequence[float | None], plain: Sequence[float | None], factor
     """Whether each error is at most `factor` times plain PyTorch's, or below 1e-5; not where one is not finite."""
     pairs = zip(errors, plain, strict=True)
     return [a is not None and b is not None and a <= max(factor * b, FLOAT32_LIMIT) for a, b in pairs]
-
-
-def described(error: BaseException, notes: Sequence[warnings.WarningMessage] = ()) -> str:
-    """An error in one line, with what was warned about before it."""
-    parts = [f"{type(error).__name__}: {error}" if str(error) else type(error).__name__]
-    parts += [str(note.message) for note in notes if issubclass(note.category, UserWarning)]
-    return "; ".join(dict.fromkeys(" ".join(part.split())[:300].rstrip() for part in parts))[:600]
 
 
 @contextmanager

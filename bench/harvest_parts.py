@@ -130,22 +130,14 @@ def correctness(task: Task, console: Console, save: Save) -> None:
 
 def kernels(task: Task, console: Console, save: Save) -> None:
     """As `bench.kernels.measure`: what is worth most first."""
-    from bench import correctness as verdicts_of
     from bench import kernels as module
-    from bench.kernel_cases import MODES, cases
-    from bench.providers import providers
+    from bench.kernel_cases import MODES
 
     where, small = task.where, task.small
     verdicts = {(row["operation"], row["case"], row["dtype"]): row for row in task.rows("correctness")}
     rows = task.rows("kernels")
     done = {(row["operation"], row["case"], row["dtype"], row["provider"]) for row in rows}
-    work = [
-        (case, dtype, provider)
-        for case in cases(where.type, small)
-        for dtype in (("fp16",) if small else verdicts_of.dtypes(where, small=small))
-        for provider in providers(case, where, small=small)
-    ]
-    for case, dtype, provider in sorted(work, key=lambda each: module.worth(*each[1:])):
+    for case, dtype, provider in sorted(module.work(where, small=small), key=module.worth):
         key = (case.operation, case.name, dtype)
         if (*key, provider.name) in done:
             continue

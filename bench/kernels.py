@@ -26,12 +26,13 @@ from rich.table import Table
 
 from bench import ceilings as ceilings_of
 from bench import correctness as correctness_of
-from bench.correctness import SEED, Problem, described, largest, problem, warnings_kept, within
+from bench.correctness import SEED, Problem, largest, problem, warnings_kept, within
 from bench.kernel_cases import MODES, Case, cases
+from bench.memory import peak_growth
 from bench.providers import Provider, providers
-from bench.record import RESULTS, Record
+from bench.record import RESULTS, Record, described
 from bench.rivals import Function, Refused
-from bench.timing import microseconds, peak_bytes
+from bench.timing import microseconds
 from titn.errors import OneLineParser, UserError, command
 from titn.kernels.common.backend import BackendUnavailable, installed, interpreting
 from titn.parts import select_device
@@ -103,7 +104,7 @@ class Trial:
         given, device = self.given, self.given.device
         error = self.error(mode)
         call = self.call(mode)
-        peak = peak_bytes(call, given.sets[0], device)
+        peak = peak_growth(lambda: call(given.sets[0]), device)
         us, graph = microseconds(call, given.sets, device, small=self.small)
         flops, traffic = given.case.flops(mode), given.traffic[mode]
         floors = ceilings_of.floors(flops, traffic, given.dtype, ceilings)
@@ -138,14 +139,11 @@ def measure(
     """
     began = time.perf_counter()
     verdicts = {(row["operation"], row["case"], row["dtype"]): row for row in correctness}
-    names = ("fp16",) if small else correctness_of.dtypes(device, small=small)
-    work = [
-        (c, name, p) for c in cases(device.type, small) for name in names for p in providers(c, device, small=small)
-    ]
-    order = sorted(range(len(work)), key=lambda i: (0, i) if small else worth(*work[i][1:]))
+    everything = work(device, small=small)
+    order = sorted(range(len(everything)), key=lambda i: worth(everything[i]))
     rows: dict[int, list[Row]] = {}
     for index in track(order, "timing", console=console, transient=True):
-        case, dtype, provider = work[index]
+        case, dtype, provider = everything[index]
         if seconds is not None and time.perf_counter() - began > seconds:
             head = {"operation": case.operation, "case": case.name, "dtype": dtype}
             late = {"provider": provider.name, "reason": f"not reached within {seconds:g} seconds"}
@@ -153,13 +151,25 @@ def measure(
         else:
             verdict = verdicts.get((case.operation, case.name, dtype))
             rows[index] = list(rows_of(case, dtype, provider, device, verdict, ceilings, small=small))
-    found = [row for index in range(len(work)) for row in rows[index]]
+    found = [row for index in range(len(everything)) for row in rows[index]]
     show(console, found)
     return found
 
 
-def worth(dtype: str, provider: Provider) -> tuple[int, int]:
+def work(device: torch.device, *, small: bool) -> list[tuple[Case, str, Provider]]:
+    """Everything there is to time on a device: cases, dtypes, providers."""
+    names = ("fp16",) if small else correctness_of.dtypes(device, small=small)
+    return [
+        (case, dtype, provider)
+        for case in cases(device.type, small)
+        for dtype in names
+        for provider in providers(case, device, small=small)
+    ]
+
+
+def worth(what: tuple[Case, str, Provider]) -> tuple[int, int]:
     """The smaller, the earlier a provider is timed in a dtype; see `measure`."""
+    _, dtype, provider = what
     rank = DTYPE_ORDER.index(dtype)
     other = rank > 0
     return ((0, 1, 3)[provider.cost] if not other else (2, 4, 5)[provider.cost]), rank

@@ -1,12 +1,18 @@
-"""Result files: where a measurement was taken, and its sections; one file a run, rewritten after every section."""
+"""Result files: where a measurement was taken, and its sections; one file a run, rewritten after every section.
+
+Numbers that were taken several times stand in them as `statistic`, errors as `described`.
+"""
 
 from __future__ import annotations
 
 import json
 import platform
 import re
+import statistics
 import subprocess
 import time
+import warnings
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -56,6 +62,20 @@ class Record:
         self.content["wall_seconds"] = round(time.perf_counter() - self._began, 1)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(self.path, json.dumps(self.content, indent=1, allow_nan=False) + "\n")
+
+
+def statistic(values: Sequence[float]) -> dict[str, Any]:
+    """Median and extremes: `low` and `high` are the smallest and the largest of the repetitions."""
+    return {
+        "median": statistics.median(values), "low": min(values), "high": max(values), "repetitions": len(values),
+    }  # fmt: skip
+
+
+def described(error: BaseException, notes: Sequence[warnings.WarningMessage] = ()) -> str:
+    """An error in one line, with what was warned about before it."""
+    parts = [f"{type(error).__name__}: {error}" if str(error) else type(error).__name__]
+    parts += [str(note.message) for note in notes if issubclass(note.category, UserWarning)]
+    return "; ".join(dict.fromkeys(" ".join(part.split())[:300].rstrip() for part in parts))[:600]
 
 
 def describe_device(device: torch.device) -> dict[str, Any]:

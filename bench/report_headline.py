@@ -37,7 +37,7 @@ def _rows(device: Device) -> Iterator[tuple[list[str], Found]]:
         if found is not None and not found.empty and (cells := row(found, device)):
             yield cells, found
     for found in device.accuracy:
-        if found.data["runs"]:
+        if found.data["runs"] and found.data["split"] == "test":
             yield _accuracy(found), found
 
 

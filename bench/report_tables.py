@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from bench.charts import shorten
-from bench.sections import FAST, Row, fastest, kernel_times, kernel_us, timed
+from bench.sections import FAST, Row, arithmetic, choices, elsewhere, fastest, kernel_times, kernel_us, timed
+from titn.figure_style import shorten
 
 NONE = "–"
 
@@ -171,20 +171,45 @@ def waterfall(data: Mapping[str, Any]) -> list[str]:
 
 
 def scaling(data: Mapping[str, Any]) -> list[str]:
+    measured = [row for row in data["rows"] if "images_per_second" in row]
     rows = [
         [
-            row["axis"].replace("_", " "), f"{row['value']:,}", f"{row['batch_size']:,}",
-            spread(row["images_per_second"]), gibibytes(row["peak_bytes"]), number(row["gflops_per_image"]),
-            percent(row["percent_of_product_ceiling"]),
+            _axis(row), f"{row['value']:,}", f"{row['batch_size']:,}", spread(row["images_per_second"]),
+            gibibytes(row["peak_bytes"]), number(row["gflops_per_image"]), percent(row["percent_of_product_ceiling"]),
+            percent(arithmetic(row["percent_by_kind"]) if row["percent_by_kind"] else None),
+            percent(row["percent_of_ceiling_in_arithmetic"]),
+            "{}, {:.0f}%".format(*elsewhere(row["percent_by_kind"])) if row["percent_by_kind"] else NONE,
         ]
-        for row in data["rows"] if "images_per_second" in row
+        for row in measured
     ]  # fmt: skip
     headings = [
         "axis", "value:", "images a step:", "images a second:", "peak GiB:", "GFLOP an image:",
-        "of the product ceiling:",
+        "of the product ceiling:", "time in products:", "their share of the ceiling:", "most other time",
     ]  # fmt: skip
-    left = ((f"{row['axis'].replace('_', ' ')} {row['value']}", row.get("reason")) for row in data["rows"])
-    return [*table(headings, rows), *reasons("Not measured", left)]
+    left = ((f"{_axis(row)} {row['value']}", row.get("reason")) for row in data["rows"])
+    return [*table(headings, rows), *_why(measured), *reasons("Not measured", left)]
+
+
+def _axis(row: Row) -> str:
+    return str(row["axis"]).replace("_", " ")
+
+
+def _why(rows: Sequence[Row]) -> list[str]:
+    """Where the steps are nearest to the product ceiling and where farthest, and what the time goes into there."""
+    known = [row for row in rows if row["percent_by_kind"] and row["percent_of_product_ceiling"]]
+    if not known:
+        return []
+    ordered = sorted(known, key=lambda row: float(row["percent_of_product_ceiling"]))
+    told = []
+    for word, row in (("Farthest from", ordered[0]), ("Nearest to", ordered[-1])):
+        kinds = row["percent_by_kind"]
+        within = percent(row["percent_of_ceiling_in_arithmetic"])
+        told.append(
+            f"{word} the ceiling, at {percent(row['percent_of_product_ceiling'])}: {_axis(row)} {row['value']:,}. "
+            f"Products take {arithmetic(kinds):.0f}% of that step and run at {within} of the ceiling; of the rest most "
+            "is {}, {:.0f}% of the step.".format(*elsewhere(kinds))
+        )
+    return ["", *told]
 
 
 def step_profile(data: Mapping[str, Any]) -> list[str]:
@@ -211,24 +236,24 @@ def launches(data: Mapping[str, Any]) -> list[str]:
 def accuracy(sections: Sequence[Mapping[str, Any]]) -> list[str]:
     rows = [
         [
-            data["dataset"], data["split"], _teacher(data.get("teacher")), str(data["epochs"]),
+            data["dataset"], data["split"], choice or NONE, _teacher(data.get("teacher")), str(data["epochs"]),
             f"{len(data['runs'])} of {data['planned_seeds']}",
             *([f"{100 * data['mean']:.2f}%", interval(data["interval95"])] if data["runs"] else [NONE, NONE]),
             NONE if data["target"] is None else f"{100 * data['target']:.2f}%", _reached(data["runs"]),
             data["note"] or "",
         ]
-        for data in sections
+        for data, choice in zip(sections, choices(sections), strict=True)
     ]  # fmt: skip
     headings = [
-        "data set", "split", "teacher", "epochs:", "seeds:", "top-1, last epoch:", "95% interval of the mean:",
-        "target:", "seconds to target", "note",
+        "data set", "split", "choice", "teacher", "epochs:", "seeds:", "top-1, last epoch:",
+        "95% interval of the mean:", "target:", "seconds to target", "note",
     ]  # fmt: skip
     runs = [
-        [data["dataset"], data["split"], str(run["seed"]), f"{100 * run['top1']:.2f}%", seconds(run["seconds"]),
-         seconds(run["seconds_to_target"])]
-        for data in sections for run in data["runs"]
+        [data["dataset"], data["split"], choice or NONE, str(run["seed"]), f"{100 * run['top1']:.2f}%",
+         seconds(run["seconds"]), seconds(run["seconds_to_target"])]
+        for data, choice in zip(sections, choices(sections), strict=True) for run in data["runs"]
     ]  # fmt: skip
-    every = table(["data set", "split", "seed:", "top-1:", "seconds:", "seconds to target:"], runs)
+    every = table(["data set", "split", "choice", "seed:", "top-1:", "seconds:", "seconds to target:"], runs)
     return [*table(headings, rows), "", *folded(f"All {len(runs)} runs", every)]
 
 

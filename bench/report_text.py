@@ -59,9 +59,12 @@ CHAPTERS = (
     Chapter(
         "scaling",
         "Scaling",
-        "Training speed and memory as one size changes and the others stay as they are in the paper. The last "
-        "column compares the arithmetic of the products with the rate that the device reaches on one large "
-        "product: where it is low, something other than arithmetic limits the step.",
+        "Training speed and memory as one size changes and the others stay as they are in the paper. The product "
+        "ceiling is the rate of one large matrix product. A step's share of it is the time it spends in products, "
+        "attention or fused kernels (a profile's share) times the rate while there: small matrices run below the "
+        "ceiling. The other time goes into element-wise work (normalisation, activations, casts and copies, bound by "
+        "memory), the optimiser, or the rest: on a GPU waiting for work, on a CPU Python, autograd and the compiler's "
+        "checks.",
         "scaling",
     ),
     Chapter(
@@ -86,8 +89,8 @@ CHAPTERS = (
         " are installed. Times are of a CUDA graph where there is one, so without the cost of launching; brackets"
         ' hold the tenth and the ninetieth percentile. "Of the floor" is the larger of two least times, of moving'
         " the bytes and of doing the arithmetic at the ceilings above, as a share of the time taken: 100% cannot "
-        "be beaten. In the picture a thin line joins our kernel with its fastest rival at the same arithmetic "
-        "intensity.",
+        "be beaten. In the picture our kernels are filled and joined by a thin line with the fastest rival, "
+        "which is hollow; on a CPU there are rivals only.",
         "roofline",
     ),
     Chapter(
@@ -109,7 +112,7 @@ CHAPTERS = (
         "Accuracy",
         "Top-1 of the last epoch, never of the best one. The development split is a part of the training set, "
         "held out for choices; the test split is the data set's own test set. The interval is that of the mean "
-        "over seeds.",
+        "over seeds. Where settings were tried on a development split, each is listed by what distinguishes it.",
         "accuracy",
     ),
 )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import gc
 import math
-import statistics
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +13,8 @@ from typing import Any
 import torch
 
 from bench.contenders import Contender, Sizes, Step
+from bench.memory import peak_growth
+from bench.record import described, statistic
 from titn.errors import UserError
 
 ROUND_SECONDS = 0.2
@@ -84,10 +85,10 @@ class Budget:
 
 @dataclass(frozen=True)
 class Ready:
-    """A step that is compiled and warm, its peak memory in bytes (GPU) and the steps of one of its rounds."""
+    """A step that is compiled and warm, its peak memory in bytes and the steps of one of its rounds."""
 
     step: Step
-    peak_bytes: int | None
+    peak_bytes: int
     count: int
 
 
@@ -96,9 +97,10 @@ def prepare(
 ) -> Ready | str:
     """Build, compile and warm up a contender; or the reason why it cannot run.
 
-    The peak is `torch.cuda.max_memory_allocated` over the second and third step, less what lay there before the
-    contender was built: parameters, optimiser, batch and activations. A CUDA graph is captured in these steps; its
-    replays would no longer show what it holds.
+    The peak counts parameters, optimiser, batch and activations. On a GPU it is `torch.cuda.max_memory_allocated` over
+    the second and third step, less what lay there before the contender was built; a CUDA graph is captured in these
+    steps, and its replays would no longer show what it holds. On a CPU it is what lies there between two steps, and
+    what one step allocates on top.
     """
     if contender.reasons:
         return "; ".join(contender.reasons)
@@ -111,7 +113,11 @@ def prepare(
         if cuda:
             torch.cuda.reset_peak_memory_stats(device)
         warm = [seconds_of(step, device) for _ in range(1 if small else 2)]
-        peak = torch.cuda.max_memory_allocated(device) - before if cuda else None
+        if cuda:
+            peak = torch.cuda.max_memory_allocated(device) - before
+        else:
+            step.release()
+            peak = step.held_bytes() + peak_growth(step, device)
         count = 1
         if cuda and not small:
             warm = [seconds_of(step, device) for _ in range(3)]
@@ -120,16 +126,11 @@ def prepare(
     except UserError as error:
         return str(error)
     except Exception as error:
-        reason = describe_error(error)
+        reason = described(error)
     else:
         return Ready(step, peak, count)
     free(device)
     return reason
-
-
-def describe_error(error: Exception) -> str:
-    """The error in one line of at most 300 characters."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]
 
 
 def free(device: torch.device) -> None:
@@ -157,15 +158,8 @@ def take_turns(
                 seconds[name].append(seconds_of(one.step, device, one.count))
                 one.step.release()
             except Exception as error:
-                failed[name] = describe_error(error)
+                failed[name] = described(error)
     return {name: values for name, values in seconds.items() if name not in failed}, failed
-
-
-def statistic(values: Sequence[float]) -> dict[str, Any]:
-    """Median and extremes: `low` and `high` are the smallest and the largest of the repeats."""
-    return {
-        "median": statistics.median(values), "low": min(values), "high": max(values), "repetitions": len(values),
-    }  # fmt: skip
 
 
 def images_per_second(batch_size: int, seconds: Sequence[float]) -> dict[str, Any]:

@@ -5,7 +5,7 @@
 One axis varies at a time, the others stay at the paper's 12 blocks, 32x32 images and patches of 8x8. Larger images come
 in smaller batches, so that a step has about as many patches. Points are measured one after another, each in `--rounds`
 repeats. FLOPs are those of products and convolutions, forward and backward (torch's counter), so that the share of the
-measured product ceiling shows where a step leaves it.
+measured product ceiling shows where a step leaves it; a profile of each point says what the time goes into instead.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ from rich.table import Table
 from bench import options
 from bench.contenders import TOY, Sizes, fast_contender, titn
 from bench.rounds import Budget, free, fresh_compiler, images_per_second, prepare, take_turns
+from bench.sections import arithmetic
+from bench.step_kinds import percent_by_kind
 from titn.errors import command
 from titn.parts import describe
 from titn.profile import profile_module
@@ -85,8 +87,10 @@ def measure(
 
     Returns:
         "rows": "axis", "value", "batch_size", and either "reason" (why the point was not measured) or
-        "images_per_second", "peak_bytes" (None on a CPU), "gflops_per_image" and "percent_of_product_ceiling" (None
-        without a ceiling). `low` and `high` are the extremes of the rounds. A point of several axes is measured once.
+        "images_per_second", "peak_bytes", "gflops_per_image", "percent_of_product_ceiling" (None
+        without a ceiling), "percent_by_kind" (of the time, see KINDS in bench.sections; None without a profile) and
+        "percent_of_ceiling_in_arithmetic": the share of the ceiling while products, attention or fused kernels run.
+        `low` and `high` are the extremes of the rounds. A point of several axes is measured once.
     """
     budget = Budget(seconds)
     peak_tflops = _product_ceiling(ceilings, amp)
@@ -126,17 +130,21 @@ def _measure_point(
             return {"reason": ready}
         peak_bytes = ready.peak_bytes
         seconds, failed = take_turns({"step": ready}, rounds, device)
+        kinds = None if failed else percent_by_kind(ready.step, device)
         del ready
         free(device)
     if failed:
         return {"reason": failed["step"]}
     speed, flops = images_per_second(batch_size, seconds["step"]), flops_per_image(sizes)
     share = None if peak_tflops is None else 100 * speed["median"] * flops / (1e12 * peak_tflops)
+    calculating = arithmetic(kinds) if kinds else 0.0
     return {
         "images_per_second": speed,
         "peak_bytes": peak_bytes,
         "gflops_per_image": flops / 1e9,
         "percent_of_product_ceiling": share,
+        "percent_by_kind": kinds,
+        "percent_of_ceiling_in_arithmetic": 100 * share / calculating if share and calculating else None,
     }
 
 
@@ -150,20 +158,29 @@ def flops_per_image(sizes: Sizes) -> int:
 def show(found: dict[str, Any], device: torch.device, console: Console) -> None:
     """The section as a table, and below it what was not measured."""
     table = Table(title=f"Training TITN with --fast on {describe(device)}")
-    for heading in ("axis", "value", "batch", "images/s", "low", "high", "GiB", "GFLOP an image", "of the ceiling"):
+    headings = (
+        "axis", "value", "batch", "images/s", "low", "high", "GiB", "GFLOP an image", "of the ceiling",
+        "time in products", "their rate",
+    )  # fmt: skip
+    for heading in headings:
         table.add_column(heading, justify="left" if heading == "axis" else "right")
     for row in found["rows"]:
         start = row["axis"].replace("_", " "), f"{row['value']}", f"{row['batch_size']:,}"
         if "reason" in row:
             continue
-        speed, peak, share = row["images_per_second"], row["peak_bytes"], row["percent_of_product_ceiling"]
+        speed, peak, kinds = row["images_per_second"], row["peak_bytes"], row["percent_by_kind"]
         table.add_row(
             *start, *(f"{speed[key]:,.1f}" for key in ("median", "low", "high")),
-            "" if peak is None else f"{peak / 2**30:.2f}", f"{row['gflops_per_image']:.3f}",
-            "" if share is None else f"{share:.1f}%",
+            f"{peak / 2**30:.2f}", f"{row['gflops_per_image']:.3f}",
+            _percent(row["percent_of_product_ceiling"]), _percent(arithmetic(kinds) if kinds else None),
+            _percent(row["percent_of_ceiling_in_arithmetic"]),
         )  # fmt: skip
     console.print(table, highlight=False)
     options.show_reasons(((f"{row['axis']} {row['value']}", row.get("reason")) for row in found["rows"]), console)
+
+
+def _percent(value: float | None) -> str:
+    return "" if value is None else f"{value:.1f}%"
 
 
 @command

@@ -20,6 +20,13 @@ SECTIONS = (
 FAST = "titn --fast"
 """The contender of "throughput" that trains as `--fast` does."""
 
+KINDS = ("products", "attention", "fused kernels", "element-wise", "optimiser", "rest")
+"""Matrix products of libraries; attention of libraries; this project's kernels; element-wise work, reductions, casts
+and copies, compiled or not; the optimiser; and the rest: on a GPU waiting for work, on a CPU Python, autograd and the
+compiler's checks."""
+ARITHMETIC = KINDS[:3]
+"""The kinds that do the operations that are counted as FLOPs."""
+
 _ENVELOPE: dict[str, type | tuple[type, ...]] = {
     "command": str, "utc": str, "commit": (str, type(None)), "dry_run": bool, "seed": int, "device": dict,
     "versions": dict, "wall_seconds": (int, float), "sections": dict,
@@ -52,7 +59,7 @@ class Found:
 
 @dataclass(frozen=True)
 class Device:
-    """What is known of one device: its label and words, and the newest of each section ("accuracy": of each run)."""
+    """What is known of one device: its label and words, and the newest of each section, as `read_results` says."""
 
     label: str
     name: str
@@ -64,7 +71,8 @@ class Device:
 def read_results(folder: Path) -> list[Device]:
     """All devices with a result below `folder`, GPUs first; dry runs are checked and left out.
 
-    Of each section the newest that measured anything is taken; of "accuracy" the newest of each data set and split.
+    Of each section the newest that measured anything is taken; of "accuracy" the newest of each data set's test split,
+    and of its development split, where choices are made, the newest of each choice of settings.
 
     Raises:
         UserError: a JSON file that is not a result file, or is not at DEVICE/DATE-COMMIT.json of its own device.
@@ -92,6 +100,20 @@ def describe(hardware: Mapping[str, Any]) -> str:
     return f"CPU, {hardware['instructions']}{amx}, {threads} ({hardware['name']})"
 
 
+def choices(sections: Sequence[Row]) -> list[str]:
+    """For each section "accuracy", in words, the settings that not all of its data set and split share."""
+    told = []
+    for section in sections:
+        settings = section["settings"]
+        among = [
+            one["settings"] for one in sections
+            if all(one[key] == section[key] for key in ("dataset", "split"))
+        ]  # fmt: skip
+        differing = [name for name in settings if any(other.get(name) != settings[name] for other in among)]
+        told.append(", ".join(f"{name.replace('_', ' ')} {settings[name]}" for name in differing))
+    return told
+
+
 def is_ours(contender: str) -> bool:
     """Whether a contender of "throughput" or a step of "waterfall" is this project's."""
     return not contender.startswith("timm")
@@ -100,6 +122,16 @@ def is_ours(contender: str) -> bool:
 def our_kernel(provider: str) -> bool:
     """Whether a provider of "kernels" is a backend of this project, and not what it is compared with."""
     return provider.split()[0] in ("triton", "native")
+
+
+def arithmetic(percent: Mapping[str, float]) -> float:
+    """Percent of the time in which operations are done that count as FLOPs."""
+    return sum(percent[name] for name in ARITHMETIC)
+
+
+def elsewhere(percent: Mapping[str, float]) -> tuple[str, float]:
+    """The kind without arithmetic that takes most, and its percent of the time."""
+    return max(((name, percent[name]) for name in KINDS if name not in ARITHMETIC), key=lambda one: one[1])
 
 
 def timed(kernels: Iterable[Row]) -> dict[tuple[str, str, str, str], list[Row]]:
@@ -151,8 +183,14 @@ def _read(path: Path) -> dict[str, Any]:
 def _newest(name: str, sections: Sequence[Found]) -> Device:
     """The newest of each section that is not empty, else the newest."""
     ordered = sorted(sections, key=lambda found: (not found.empty, found.content["utc"]))
-    accuracy = {(f.data["dataset"], f.data["split"]): f for f in ordered if f.name == "accuracy" and not f.empty}
+    accuracy = {_run_key(found.data): found for found in ordered if found.name == "accuracy" and not found.empty}
     newest = {found.name: found for found in ordered if found.name not in ("accuracy", "harvest")}
     hardware = max(sections, key=lambda found: found.content["utc"]).content["device"]
     runs = tuple(accuracy[key] for key in sorted(accuracy))
     return Device(name, describe(hardware), hardware["type"] == "cuda", newest, runs)
+
+
+def _run_key(section: Row) -> tuple[str, ...]:
+    """What a newer section "accuracy" replaces an older one by."""
+    settings = [json.dumps(section["settings"], sort_keys=True)] if section["split"] == "development" else []
+    return section["dataset"], section["split"], *settings

@@ -5,22 +5,21 @@ python -m bench.step_profile [--batch-size 1024] [--out DIR]
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 import torch
 from rich.console import Console
 from rich.table import Table
-from torch.autograd import DeviceType
-from torch.profiler import ProfilerActivity, profile
 
 from bench import options
 from bench.contenders import TOY, Sizes, fast_contender
-from bench.rounds import fresh_compiler, prepare, synchronize
+from bench.rounds import fresh_compiler, prepare
+from bench.step_kinds import operators
 from bench.waterfall import CPU_BATCH_SIZE, GPU_BATCH_SIZE, default_batch_size
 from titn.errors import UserError, command
 from titn.parts import describe
 
-STEPS = 5
 TOP = 25
 
 
@@ -40,21 +39,9 @@ def measure(device: torch.device, amp: torch.dtype | None, *, batch_size: int, s
         ready = prepare(fast_contender(device, amp), device, batch_size, sizes, small=small)
         if isinstance(ready, str):
             raise UserError(f"the step cannot be profiled: {ready}")
-        cuda = device.type == "cuda"
-        activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if cuda else [])]
-        with profile(activities=activities) as profiler:
-            for _ in range(STEPS):
-                ready.step()
-            synchronize(device)
-    found: list[tuple[str, float, int]] = []
-    for event in profiler.key_averages():
-        if cuda and event.device_type != DeviceType.CUDA:
-            continue
-        us = event.self_device_time_total if cuda else event.self_cpu_time_total
-        found.append((event.key, us / STEPS, round(event.count / STEPS)))
-    total = sum(us for _, us, _ in found)
-    found.sort(key=lambda one: -one[1])
-    rows = [{"name": name, "us": us, "calls": calls, "percent": 100 * us / total} for name, us, calls in found[:TOP]]
+        found = operators(ready.step, device)
+    total = sum(one.us for one in found)
+    rows = [asdict(one) | {"percent": 100 * one.us / total} for one in found[:TOP]]
     return {"batch_size": batch_size, "device_us": total, "rows": rows}
 
 

@@ -18,15 +18,14 @@ from rich.table import Table
 
 from bench import options
 from bench.contenders import TOY, Contender, Sizes, all_contenders
+from bench.record import described, statistic
 from bench.rounds import (
     Budget,
     Ready,
-    describe_error,
     free,
     fresh_compiler,
     images_per_second,
     prepare,
-    statistic,
     take_turns,
 )
 from bench.starts import cold_and_warm, precision
@@ -77,7 +76,7 @@ def measure(
     Returns:
         "precision" and "rows", one per contender and batch size: "contender", "batch_size", and either "reason" (why it
         was not measured) or "seconds" (of a step, one per round), "images_per_second", "ratio_to_timm" (how many times
-        as fast as the fastest of timm's, round by round; None for timm's own), "peak_bytes" (None on a CPU),
+        as fast as the fastest of timm's, round by round; None for timm's own), "peak_bytes",
         "first_step_seconds" and "warm_start_seconds" (None where not timed). `low` and `high` are the extremes of the
         rounds.
     """
@@ -155,7 +154,7 @@ def _add_starts(row: Row, device: torch.device, amp: torch.dtype | None, console
     try:
         cold, warm = cold_and_warm(row["contender"], device, amp, row["batch_size"], small=small)
     except RuntimeError as error:
-        row["starts_reason"] = describe_error(error)
+        row["starts_reason"] = described(error)
         console.print(f"first step of {row['contender']}: {row['starts_reason']}", highlight=False)
         return
     row |= {"first_step_seconds": cold, "warm_start_seconds": warm}
@@ -176,7 +175,7 @@ def show(found: dict[str, Any], device: torch.device, console: Console) -> None:
             f"{row['batch_size']:,}", row["contender"],
             *(f"{speed[key]:,.1f}" for key in ("median", "low", "high")),
             "" if ratio is None else f"{ratio['median']:.2f} ({ratio['low']:.2f} to {ratio['high']:.2f})",
-            "" if peak is None else f"{peak / 2**30:.2f}",
+            f"{peak / 2**30:.2f}",
             *("" if value is None else f"{value:.1f} s" for value in start),
         )  # fmt: skip
     console.print(table, highlight=False)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import statistics
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+
+from bench.record import described
 
 WARM_UPS, REPETITIONS = 3, 30
 GPU_SECONDS, FEWEST = 0.2, 5  # fewer repetitions where they would take longer, but not fewer than these
@@ -38,26 +39,8 @@ def microseconds(
         graph = _on_gpu(captured(everything).replay, len(sets))
     except Exception as error:
         torch.cuda.synchronize()
-        graph = {"error": f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"}
+        graph = {"error": described(error)}
     return launched, graph
-
-
-def peak_bytes(function: Callable[[Any], Any], inputs: Any, device: torch.device) -> int | None:
-    """Most memory that one call holds beyond what was allocated before it; None on a CPU, which does not count."""
-    if device.type != "cuda":
-        return None
-    torch.cuda.synchronize(device)
-    before = torch.cuda.memory_allocated(device)
-    torch.cuda.reset_peak_memory_stats(device)
-    function(inputs)
-    torch.cuda.synchronize(device)
-    return torch.cuda.max_memory_allocated(device) - before
-
-
-def spread(values: Sequence[float], digits: int = 4) -> dict[str, Any]:
-    """Median and extremes ("low", "high": the least and the largest of the repetitions), to `digits` figures."""
-    found = {"median": statistics.median(values), "low": min(values), "high": max(values)}
-    return {name: float(f"{value:.{digits}g}") for name, value in found.items()} | {"repetitions": len(values)}
 
 
 def _on_cpu(function: Callable[[Any], Any], sets: Sequence[Any], small: bool) -> Times:

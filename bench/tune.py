@@ -24,9 +24,9 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from bench.correctness import SEED, check, described, problem
+from bench.correctness import SEED, check, problem
 from bench.kernels import interpret
-from bench.record import RESULTS, Record
+from bench.record import RESULTS, Record, described
 from bench.timing import microseconds
 from bench.tune_rows import TABLE, Settings, installed_row, source, with_rows
 from bench.tune_targets import OPERATIONS, PROGRAMS, Target, targets

@@ -48,7 +48,7 @@ def measure(
 
     Returns:
         "batch_size" and "rows", in order: "name", "switch" (as on the command line, empty for the reference), and
-        either "images_per_second" and "peak_bytes" (None on a CPU), or "reason" (why the switch is off here). `low` and
+        either "images_per_second" and "peak_bytes", or "reason" (why the switch is off here). `low` and
         `high` are the extremes of the rounds.
     """
     budget = Budget(seconds)
@@ -130,7 +130,7 @@ def show(found: dict[str, Any], device: torch.device, console: Console) -> None:
         first, before, last = first or speed["median"], speed["median"], before or speed["median"]
         table.add_row(
             row["name"], row["switch"], *(f"{speed[key]:,.1f}" for key in ("median", "low", "high")),
-            f"{before / last:.2f}", f"{before / first:.2f}", "" if peak is None else f"{peak / 2**30:.2f}",
+            f"{before / last:.2f}", f"{before / first:.2f}", f"{peak / 2**30:.2f}",
         )  # fmt: skip
     console.print(table, highlight=False)
     options.show_reasons(((row["name"], row.get("reason")) for row in found["rows"]), console)

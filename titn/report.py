@@ -15,9 +15,10 @@ from torch import Tensor
 
 from titn import report_page as page
 from titn.errors import UserError
+from titn.figure_style import shorten
 from titn.files import write_atomic
 from titn.metrics import confusion_matrix
-from titn.report_figures import confusion, curves, shorten
+from titn.report_figures import confusion, curves
 
 if TYPE_CHECKING:
     from titn.datasets import Dataset

@@ -17,30 +17,19 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
+from titn.figure_style import shorten, style
+
 MOST_TICK_LABELS = 20
 _INK = "#0a0b0c"  # stands for the page's text colour until the SVG is written
 _RIGHT, _WRONG = (37, 99, 235), (220, 38, 38)
 _COLOURS = ("#3b82f6", "#f97316", "#10b981", "#a855f7")
-_STYLE: dict[Any, Any] = {
-    "axes.edgecolor": _INK,
+_STYLE = style(_INK) | {
     "axes.grid": True,
-    "axes.labelcolor": _INK,
-    "axes.spines.right": False,
-    "axes.spines.top": False,
-    "axes.titlelocation": "left",
-    "axes.titlesize": 11,
-    "axes.titleweight": "bold",
-    "font.size": 9,
     "grid.alpha": 0.15,
     "grid.color": _INK,
-    "legend.frameon": False,
     "lines.linewidth": 1.8,
     "svg.fonttype": "none",
     "svg.hashsalt": "curves",
-    "text.color": _INK,
-    "text.parse_math": False,
-    "xtick.color": _INK,
-    "ytick.color": _INK,
 }
 _PANELS: tuple[tuple[str, float, tuple[tuple[str, str], ...]], ...] = (
     ("Loss", 1.0, (("loss", "training, augmented"), ("test_loss", "test"))),
@@ -109,11 +98,6 @@ def confusion(matrix: NDArray[np.int64], class_names: Sequence[str]) -> str:
                 text = str(matrix[row, column])
                 axes.text(column, row, text, ha="center", va="center", color=colour, fontsize=9 if classes <= 12 else 7)
         return _svg(figure)
-
-
-def shorten(name: str, length: int = 18) -> str:
-    """`name`, cut to `length` characters with an ellipsis where it is longer."""
-    return name if len(name) <= length else name[: length - 1] + "…"
 
 
 def _line(axes: Axes, history: Sequence[Mapping[str, Any]], key: str, scale: float, label: str, colour: str) -> None:

@@ -9,6 +9,7 @@ from rich.console import Console
 
 from titn.cli import parse
 from titn.config import TrainConfig
+from titn.datasets import Dataset
 from titn.distillation import LiveTeacher
 from titn.errors import command
 from titn.experiment import Result, check_name, load_data, open_run, run_to_result, show_result
@@ -21,10 +22,15 @@ from titn.teacher import find_or_train_teacher, load_teacher
 PROGRAM = "python -m titn.train"
 
 
-def train(config: TrainConfig, *, console: Console | None = None) -> Result:
+def train(config: TrainConfig, *, console: Console | None = None, dataset: Dataset | None = None) -> Result:
     """Train a student as `config` says (unset fields come from the data set's recipe).
 
     A teacher given by name is trained first, unless its run is there already. Returns what result.json holds.
+
+    Args:
+        config: the configuration; `resume` continues a run folder.
+        console: where progress goes (default: standard output).
+        dataset: the data set, where it is loaded already.
 
     Raises:
         UserError: a mistake in the configuration, the data or the run folder.
@@ -36,7 +42,7 @@ def train(config: TrainConfig, *, console: Console | None = None) -> Result:
     console.print(f"Student [bold]{config.network}[/]", highlight=False)
     parts = select(config)
     parts.show(console)
-    dataset, config = load_data(config, console)
+    dataset, config = load_data(config, console, dataset)
     torch.manual_seed(config.seed)
     module = NetworkSpec.of(config, dataset).build(parts.kernels)
     targets, teacher, teacher_top1 = None, None, None

@@ -69,6 +69,9 @@ KERNELS = [
     {"operation": "inner_block", "case": "16384 x 16 x 12, 4 heads", "dtype": "bf16", "mode": "forward",
      "provider": "xformers", "reason": "the package xformers is not installed"},
 ]  # fmt: skip
+KINDS = {
+    "products": 40.0, "attention": 15.0, "fused kernels": 5.0, "element-wise": 20.0, "optimiser": 8.0, "rest": 12.0,
+}  # fmt: skip
 SECTIONS: dict[str, Any] = {
     "ceilings": {"copy_gb_per_s": stat(4300.0), "product_tflops": {"bf16": stat(790.0), "fp32": stat(51.0)}},
     "correctness": [
@@ -87,7 +90,8 @@ SECTIONS: dict[str, Any] = {
     ]},
     "scaling": {"rows": [
         {"axis": axis, "value": value, "batch_size": 256, "images_per_second": stat(speed), "peak_bytes": 2**30 * value,
-         "gflops_per_image": 0.6642, "percent_of_product_ceiling": 2.5}
+         "gflops_per_image": 0.6642, "percent_of_product_ceiling": speed / 1000, "percent_by_kind": KINDS,
+         "percent_of_ceiling_in_arithmetic": speed / 600}
         for axis, values in {"batch": (64, 256, 1024), "depth": (6, 12)}.items()
         for value, speed in zip(values, (9000.0, 7000.0, 5000.0), strict=False)
     ]},
@@ -107,6 +111,7 @@ def accuracy(dataset: str, split: str, top1: list[float]) -> dict[str, Any]:
         "dataset": dataset, "split": split, "epochs": 30, "target": 0.7471, "runs": runs, "mean": mean,
         "interval95": [mean - 0.01, mean + 0.01] if len(top1) > 1 else None, "planned_seeds": 5, "note": "shortened",
         "teacher": {"name": "vgg16_bn", "top1": 0.7, "epochs": 10, "seconds": 99.0},
+        "settings": {"depth": 12, "lr": 0.1},
     }  # fmt: skip
 
 
@@ -172,7 +177,11 @@ def test_numbers_come_from_the_files(checkout: Path) -> None:
         "| forward and backward | triton | 130 (124 to 143) | 2.2% | compile | 104 (98.8 to 114) | – | 0.80 |" in fast
     )
     assert "the package xformers is not installed: xformers: inner_block" in fast
-    assert "| batch | 256 | 256 | 7,000 (6,300 to 8,400) | 256.00 | 0.664 | 2.5% |" in chapter(checkout, "Scaling")
+    scaling = chapter(checkout, "Scaling")
+    sizes = "| batch | 256 | 256 | 7,000 (6,300 to 8,400) | 256.00 | 0.664 |"
+    assert f"{sizes} 7.0% | 60.0% | 11.7% | element-wise, 20% |" in scaling
+    assert "Farthest from the ceiling, at 5.0%: batch 1,024. Products take 60% of that step and run at 8.3%" in scaling
+    assert "Nearest to the ceiling, at 9.0%: depth 6." in scaling
     assert "| `inner_forward` | 1,500 | 12 | 16.7% |" in chapter(checkout, "Where a step goes")
     for title in ("Training against timm's TNT", "Kernels: how fast?"):
         for words in ("NVIDIA H200, driver 570.1", torch.__version__, "2026-11-03", "000000000003", "bench.something"):
@@ -192,6 +201,16 @@ def test_the_readme_begins_with_the_same_table(checkout: Path) -> None:
     assert "GPU yet" not in readme
     rows = [line for line in readme.splitlines() if line.startswith("| training")]
     assert rows[0].replace("bench/results/", "results/") in page(checkout)
+
+
+def test_without_a_profile_or_a_ceiling_scaling_shows_the_rest(checkout: Path) -> None:
+    unknown = ("percent_by_kind", "percent_of_product_ceiling", "percent_of_ceiling_in_arithmetic")
+    rows = [row | dict.fromkeys(unknown) for row in SECTIONS["scaling"]["rows"]]
+    add(checkout, {"scaling": {"rows": rows}}, 3)
+    assert run(checkout) == 0
+    text = chapter(checkout, "Scaling")
+    assert "| batch | 256 | 256 | 7,000 (6,300 to 8,400) | 256.00 | 0.664 |\n" in text
+    assert "Farthest" not in text
 
 
 def test_without_results_it_says_so(checkout: Path) -> None:
@@ -233,6 +252,17 @@ def test_accuracy_is_kept_apart_by_data_set_and_split(checkout: Path) -> None:
     of_development = "| cifar100 | development | vgg16_bn, 70.00% | 30 | 2 of 5 | 56.00% | 55.00% to 57.00% | 74.71% |"
     assert of_test in text and of_development + " 20 to 20, in 1 of 2 runs | shortened |" in text
     assert "50.00%" not in text
+
+
+def test_choices_on_a_development_split_are_listed_by_what_distinguishes_them(checkout: Path) -> None:
+    for day, (lr, top1) in enumerate([(0.1, 0.5), (0.1, 0.6), (0.05, 0.7)], 1):
+        tried = accuracy("cifar100", "development", [top1]) | {"settings": {"depth": 12, "lr": lr}}
+        add(checkout, {"accuracy": tried}, day)
+    assert run(checkout) == 0
+    text = chapter(checkout, "Accuracy")
+    assert "| cifar100 | development | lr 0.05 | vgg16_bn, 70.00% | 30 | 1 of 5 | 70.00% |" in text
+    assert "| cifar100 | development | lr 0.1 | vgg16_bn, 70.00% | 30 | 1 of 5 | 60.00% |" in text
+    assert "50.00%" not in text, "the newest of each choice"
 
 
 def test_a_failed_section_is_named(checkout: Path) -> None:

@@ -64,7 +64,10 @@ def test_rows_have_speed_operations_and_share() -> None:
         assert 0 < speed["low"] <= speed["median"] <= speed["high"]
         tflops = speed["median"] * row["gflops_per_image"] / 1e3
         assert row["percent_of_product_ceiling"] == pytest.approx(100 * tflops / 0.5)
-        assert row["peak_bytes"] is None
+        assert row["peak_bytes"] > 4 * 150_000  # at least the parameters, in float32
+        assert sum(row["percent_by_kind"].values()) == pytest.approx(100)
+        in_products = row["percent_by_kind"]["products"] / 100
+        assert row["percent_of_ceiling_in_arithmetic"] * in_products == pytest.approx(row["percent_of_product_ceiling"])
     assert rows[2]["images_per_second"] == rows[1]["images_per_second"]
     assert rows[5]["gflops_per_image"] < rows[4]["gflops_per_image"]
 
@@ -73,7 +76,7 @@ def test_rows_have_speed_operations_and_share() -> None:
 def test_without_a_ceiling_there_is_no_share(ceilings: dict | None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scaling, "SMALL", Grid(1, (1,), (1,), (16,), (8,), TOY))
     rows = scaling.measure(CPU, AMP, ceilings, rounds=1, console=QUIET, small=True)["rows"]
-    assert all(row["percent_of_product_ceiling"] is None for row in rows)
+    assert all(row["percent_of_product_ceiling"] is row["percent_of_ceiling_in_arithmetic"] is None for row in rows)
 
 
 @pytest.mark.usefixtures("tiny")
