@@ -16,7 +16,7 @@ Config = TypeVar("Config", bound=RunConfig)
 _WITH_RESUME = ("--resume", "--runs-dir", "--device", "--help")
 
 
-def parse(cls: type[Config], argv: list[str] | None, prog: str) -> Config:
+def parse(cls: type[Config], argv: list[str] | None) -> Config:
     """Parse `argv` over the values of its `--config` file and of the recipe for its `--dataset`.
 
     `--help` shows these values and leaves.
@@ -28,7 +28,7 @@ def parse(cls: type[Config], argv: list[str] | None, prog: str) -> Config:
         import tyro
     except ImportError:
         raise UserError("the command line needs the package tyro: pip install tyro") from None
-    arguments = sys.argv[1:] if argv is None else argv
+    arguments, prog = sys.argv[1:] if argv is None else argv, cls.program
     first_look = OneLineParser(prog=prog, add_help=False, allow_abbrev=False)
     first_look.add_argument("--config")
     first_look.add_argument("--dataset")

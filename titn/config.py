@@ -33,6 +33,7 @@ SMALLEST_BATCH = 32
 class RunConfig:
     """What every training run has: data, schedule, device and the run folder."""
 
+    program: ClassVar[str]
     recipe_suffix: ClassVar[str] = ""
 
     dataset: str = "digits"
@@ -100,6 +101,8 @@ class RunConfig:
 class TrainConfig(RunConfig):
     """Train a student, distilled from a teacher."""
 
+    program: ClassVar[str] = "python -m titn.train"
+
     model: str = UNSET
     """titn, titn_large_patch, titn_authors, titn_patch4, tnt, deit or vit"""
     depth: int | None = None
@@ -130,6 +133,7 @@ class TrainConfig(RunConfig):
 class TeacherConfig(RunConfig):
     """Train a teacher."""
 
+    program: ClassVar[str] = "python -m titn.teacher"
     recipe_suffix: ClassVar[str] = "-teacher"
 
     teacher: str = UNSET
@@ -160,6 +164,20 @@ def flag(name: str) -> str:
 
 def read_yaml(path: Path, cls: type[RunConfig]) -> dict[str, Any]:
     """Fields from a YAML file; an unknown name or a wrong type is a UserError."""
+    values = _load_yaml(path)
+    hints = {field.name: typing.get_type_hints(cls)[field.name] for field in dataclasses.fields(cls)}
+    for name in values:
+        if name not in hints:
+            raise UserError(f"{path}: unknown name {name!r}; {cls.__name__} has {', '.join(sorted(hints))}")
+    return {name: _from_yaml(value, _choices(hints[name])) for name, value in values.items()}
+
+
+def kind_of(path: Path) -> type[RunConfig]:
+    """Whether a run's config.yaml is that of a student or of a teacher."""
+    return TrainConfig if "model" in _load_yaml(path) else TeacherConfig
+
+
+def _load_yaml(path: Path) -> dict[str, Any]:
     try:
         values = yaml.safe_load(path.read_text())
     except OSError as error:
@@ -170,11 +188,7 @@ def read_yaml(path: Path, cls: type[RunConfig]) -> dict[str, Any]:
         return {}
     if not isinstance(values, dict):
         raise UserError(f"{path} must hold `name: value` lines, not a {type(values).__name__}")
-    hints = {field.name: typing.get_type_hints(cls)[field.name] for field in dataclasses.fields(cls)}
-    for name in values:
-        if name not in hints:
-            raise UserError(f"{path}: unknown name {name!r}; {cls.__name__} has {', '.join(sorted(hints))}")
-    return {name: _from_yaml(value, _choices(hints[name])) for name, value in values.items()}
+    return values
 
 
 def _from_yaml(value: Any, kinds: list[Any]) -> Any:

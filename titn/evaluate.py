@@ -10,7 +10,6 @@ from rich.console import Console
 from rich.table import Table
 
 from titn import checkpoint
-from titn.config import RunConfig, TeacherConfig, TrainConfig
 from titn.datasets import load_dataset
 from titn.errors import OneLineParser, UserError, command
 from titn.metrics import classification_metrics
@@ -32,7 +31,7 @@ def evaluate(
     newest = run.newest_checkpoint()
     checkpoint.verify(newest)
     module, spec = load_network(newest / checkpoint.MODEL)
-    config = _config(run)
+    config = run.config()
     dataset = load_dataset(
         config.dataset, data_dir or config.data_dir, image_size=spec.image_size, limit_train=config.limit_train
     )
@@ -43,13 +42,6 @@ def evaluate(
     where = select_device(device)
     logits = test_logits(module.to(where), dataset, where)
     return classification_metrics(logits, torch.from_numpy(dataset.test_labels))
-
-
-def _config(run: Run) -> RunConfig:
-    try:
-        return run.config(TrainConfig)
-    except UserError:
-        return run.config(TeacherConfig)
 
 
 @command

@@ -69,13 +69,15 @@ def open_run(config: Config) -> tuple[Config, Run | None]:
     """The resolved configuration, and the locked run folder if an earlier run is to be continued.
 
     Raises:
-        UserError: a value is out of range, or the run to continue is missing or in use.
+        UserError: a value is out of range, or the run to continue is missing, in use or of the other kind.
     """
     if config.resume is None:
         return resolve(config), None
     run = Run.find(config.resume, config.runs_dir)
+    saved = run.config()
+    if not isinstance(saved, type(config)):
+        raise UserError(f"{run.folder} is a run of {saved.program}: {saved.program} --resume {run.folder} continues it")
     run.lock()
-    saved = run.config(type(config))
     device = saved.device if config.device == "auto" else config.device
     return replace(saved, device=device, runs_dir=str(run.folder.parent)), run
 
@@ -106,7 +108,6 @@ def run_to_result(
     module: nn.Module,
     console: Console,
     *,
-    command: str,
     targets: TeacherTargets | None = None,
     teacher: str | None = None,
     teacher_top1: float | None = None,
@@ -125,7 +126,7 @@ def run_to_result(
     try:
         logits = trainer.fit()
     except Interrupted as stopped:
-        message = f"stopped {stopped}, everything is saved; continue with: {command} --resume {run.folder}"
+        message = f"stopped {stopped}, everything is saved; continue with: {config.program} --resume {run.folder}"
         raise Interrupted(stopped.signal_number, message) from None
     scores = classification_metrics(logits, torch.from_numpy(dataset.test_labels))
     progress = trainer.progress

@@ -8,16 +8,14 @@ import shutil
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import IO, Any, TypeVar
+from typing import IO, Any
 
 from torch.utils.tensorboard import SummaryWriter
 
 from titn import checkpoint
-from titn.config import RunConfig, check, read_yaml, to_yaml
+from titn.config import RunConfig, check, kind_of, read_yaml, to_yaml
 from titn.errors import UserError
 from titn.files import write_atomic
-
-Config = TypeVar("Config", bound=RunConfig)
 
 
 class Run:
@@ -65,9 +63,15 @@ class Run:
             f"{name} is no run folder (neither {name}/config.yaml nor {runs_dir}/{name}/config.yaml exists)"
         )
 
-    def config(self, cls: type[Config]) -> Config:
-        """The configuration the run was created with."""
-        config = cls(**read_yaml(self.folder / "config.yaml", cls))
+    def config(self) -> RunConfig:
+        """The configuration the run was created with, of a student or of a teacher.
+
+        Raises:
+            UserError: it is damaged.
+        """
+        path = self.folder / "config.yaml"
+        kind = kind_of(path)
+        config = kind(**read_yaml(path, kind))
         check(config)
         return config
 

@@ -22,8 +22,6 @@ from titn.parts import select
 from titn.run import Run
 from titn.teachers import TEACHERS, load_initial_weights
 
-PROGRAM = "python -m titn.teacher"
-
 
 def train_teacher(
     config: TeacherConfig,
@@ -56,7 +54,7 @@ def train_teacher(
     if config.init is not None and run is None:
         console.print(load_initial_weights(module, config.network, Path(config.init)), highlight=False)
     run = run or Run.create(config, name)
-    return run_to_result(config, parts, dataset, run, module, console, command=PROGRAM)
+    return run_to_result(config, parts, dataset, run, module, console)
 
 
 def find_or_train_teacher(config: TrainConfig, dataset: Dataset, console: Console) -> str:
@@ -115,7 +113,9 @@ def load_teacher(path: str, dataset: Dataset) -> tuple[nn.Module, str, float | N
         checkpoint.verify(given)
         given = given / checkpoint.MODEL
     elif given.suffix in (".pth", ".pt", ".bin"):
-        raise UserError(f"--teacher {path}: only safetensors are read here; start from it with {PROGRAM} --init {path}")
+        raise UserError(
+            f"--teacher {path}: only safetensors are read; start from it with {TeacherConfig.program} --init {path}"
+        )
     spec = read_spec(given)
     for what, own, needed in (
         ("classes", spec.num_classes, dataset.num_classes),
@@ -135,7 +135,7 @@ def load_teacher(path: str, dataset: Dataset) -> tuple[nn.Module, str, float | N
 @command
 def main(argv: list[str] | None = None) -> None:
     console = Console()
-    config = parse(TeacherConfig, argv, PROGRAM)
+    config = parse(TeacherConfig, argv)
     result = train_teacher(config, console=console)
     show_result(
         result,

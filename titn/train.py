@@ -19,8 +19,6 @@ from titn.parts import select
 from titn.run import Run
 from titn.teacher import find_or_train_teacher, load_teacher
 
-PROGRAM = "python -m titn.train"
-
 
 def train(config: TrainConfig, *, console: Console | None = None, dataset: Dataset | None = None) -> Result:
     """Train a student as `config` says (unset fields come from the data set's recipe).
@@ -62,7 +60,6 @@ def train(config: TrainConfig, *, console: Console | None = None, dataset: Datas
         run,
         module,
         console,
-        command=PROGRAM,
         targets=targets,
         teacher=teacher,
         teacher_top1=teacher_top1,
@@ -72,7 +69,7 @@ def train(config: TrainConfig, *, console: Console | None = None, dataset: Datas
 @command
 def main(argv: list[str] | None = None) -> None:
     console = Console()
-    result = train(parse(TrainConfig, argv, PROGRAM), console=console)
+    result = train(parse(TrainConfig, argv), console=console)
     show_result(
         result,
         console,

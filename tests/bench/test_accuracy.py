@@ -78,7 +78,7 @@ def test_the_teacher_is_trained_once_and_shared(saved: list[accuracy.Result], ru
         "name": "small_cnn", "top1": result["top1"], "epochs": 1, "seconds": result["wall_seconds"],
     }  # fmt: skip
     for run in runs_dir.glob("accuracy-*"):
-        assert Run(run).config(TrainConfig).teacher == str(teacher)
+        assert Run(run).config().teacher == str(teacher)  # type: ignore[attr-defined]
 
 
 def test_settings_name_no_folder(saved: list[accuracy.Result], runs_dir: Path) -> None:

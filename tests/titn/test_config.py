@@ -8,8 +8,6 @@ from titn.cli import parse
 from titn.config import RECIPES, TeacherConfig, TrainConfig, read_yaml, resolve, settle_batch, to_yaml
 from titn.errors import UserError
 
-PROGRAM = "python -m titn.train"
-
 
 @pytest.mark.parametrize("dataset", ["digits", "mnist", "cifar10", "cifar100", "folder"])
 @pytest.mark.parametrize("cls", [TrainConfig, TeacherConfig])
@@ -33,7 +31,7 @@ def test_the_recipes_of_the_paper_hold_its_settings() -> None:
 def test_arguments_beat_the_file_and_the_file_beats_the_recipe(tmp_path: Path) -> None:
     file = tmp_path / "mine.yaml"
     file.write_text("dataset: cifar10\nlr: 2e-2\nepochs: 7\nseed: 5\ncompile: off\n")
-    config = resolve(parse(TrainConfig, ["--config", str(file), "--epochs", "3", "--seed", "0"], PROGRAM))
+    config = resolve(parse(TrainConfig, ["--config", str(file), "--epochs", "3", "--seed", "0"]))
     assert (config.dataset, config.lr, config.epochs, config.seed) == ("cifar10", 0.02, 3, 0)
     assert (config.compile, config.augmentation) == ("off", "cifar10")
 
@@ -72,7 +70,7 @@ def test_a_resolved_configuration_survives_yaml(tmp_path: Path) -> None:
 )
 def test_bad_arguments_are_one_line(arguments: list[str], words: str) -> None:
     with pytest.raises(UserError) as raised:
-        resolve(parse(TrainConfig, arguments, PROGRAM))
+        resolve(parse(TrainConfig, arguments))
     assert words in str(raised.value)
     assert "\n" not in str(raised.value)
 
@@ -91,7 +89,7 @@ def test_a_bad_file_is_one_line(tmp_path: Path, text: str, words: str) -> None:
     file = tmp_path / "bad.yaml"
     file.write_text(text)
     with pytest.raises(UserError, match=words):
-        parse(TrainConfig, ["--config", str(file)], PROGRAM)
+        parse(TrainConfig, ["--config", str(file)])
 
 
 def test_each_recipe_names_only_known_fields() -> None:

@@ -95,6 +95,16 @@ def test_a_loss_that_is_not_finite_ends_the_run(tmp_path: Path) -> None:
         checkpoint.verify(folder)
 
 
+def test_a_run_of_the_other_kind_is_named_with_its_command(finished: Path, tmp_path: Path) -> None:
+    teacher = train_teacher(
+        TeacherConfig(limit_train=64, epochs=1, device="cpu", runs_dir=str(tmp_path)), console=QUIET
+    )
+    with pytest.raises(UserError, match=r"is a run of python -m titn.teacher: python -m titn.teacher --resume"):
+        train(TrainConfig(resume=teacher.run), console=QUIET)
+    with pytest.raises(UserError, match=r"python -m titn.train --resume"):
+        train_teacher(TeacherConfig(resume=str(finished)), console=QUIET)
+
+
 @pytest.mark.parametrize("name", ["model.safetensors", "state.safetensors"])
 @pytest.mark.parametrize("damage", ["truncate", "flip", "remove"])
 def test_a_damaged_checkpoint_is_named(broken: Path, name: str, damage: str) -> None:
