@@ -168,12 +168,12 @@ def measure(
 
 
 def interval(values: list[float]) -> list[float] | None:
-    """The 95 % interval of a mean share by Student's t, within 0 and 1; None for fewer than two values."""
+    """The 95 % interval of the mean by Student's t; None for fewer than two values."""
     if len(values) < 2:
         return None
     mean = statistics.fmean(values)
     half = float(student_t.ppf(0.975, len(values) - 1)) * statistics.stdev(values) / math.sqrt(len(values))
-    return [max(0.0, mean - half), min(1.0, mean + half)]
+    return [mean - half, mean + half]
 
 
 def _teacher(config: TrainConfig, data: Dataset, console: Console) -> tuple[TrainConfig, dict[str, Any] | None]:

@@ -262,7 +262,8 @@ def _teacher(teacher: Row | None) -> str:
 
 
 def interval(ends: Sequence[float] | None) -> str:
-    return "one seed: none" if ends is None else f"{100 * ends[0]:.2f}% to {100 * ends[1]:.2f}%"
+    """In percent, within what a share can be."""
+    return "one seed: none" if ends is None else f"{100 * max(ends[0], 0):.2f}% to {100 * min(ends[1], 1):.2f}%"
 
 
 def _reached(runs: Sequence[Row]) -> str:

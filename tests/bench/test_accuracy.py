@@ -144,7 +144,6 @@ def test_the_interval_is_students() -> None:
     half = 4.302653 * 0.1 / 3**0.5  # t of two degrees of freedom at 97.5 %, from a table
     assert (low, high) == (pytest.approx(0.6 - half), pytest.approx(0.6 + half))
     assert accuracy.interval([0.7]) is None
-    assert accuracy.interval([0.9, 1.0]) == [pytest.approx(0.95 - 12.706205 * 0.05), 1.0], "a share is at most 1"
 
 
 def test_epochs_follow_from_the_time(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -257,12 +257,14 @@ def test_accuracy_is_kept_apart_by_data_set_and_split(checkout: Path) -> None:
 def test_choices_on_a_development_split_are_listed_by_what_distinguishes_them(checkout: Path) -> None:
     for day, (lr, top1) in enumerate([(0.1, 0.5), (0.1, 0.6), (0.05, 0.7)], 1):
         tried = accuracy("cifar100", "development", [top1]) | {"settings": {"depth": 12, "lr": lr}}
+        tried["interval95"] = [0.9, 1.1]
         add(checkout, {"accuracy": tried}, day)
     assert run(checkout) == 0
     text = chapter(checkout, "Accuracy")
     assert "| cifar100 | development | lr 0.05 | vgg16_bn, 70.00% | 30 | 1 of 5 | 70.00% |" in text
     assert "| cifar100 | development | lr 0.1 | vgg16_bn, 70.00% | 30 | 1 of 5 | 60.00% |" in text
     assert "50.00%" not in text, "the newest of each choice"
+    assert "| 90.00% to 100.00% |" in text, "a share is at most 1"
 
 
 def test_a_failed_section_is_named(checkout: Path) -> None:
