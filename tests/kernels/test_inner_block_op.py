@@ -5,7 +5,15 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor
-from util import DEVICE, output_and_gradients, randn, relative_error
+from util import (
+    CPU_ONLY,
+    assert_autocasts,
+    assert_compiles,
+    assert_once_differentiable,
+    assert_refuses_bfloat16,
+    block_shapes,
+    randn,
+)
 
 from titn.kernels import BackendUnavailable, inner_block
 
@@ -13,8 +21,8 @@ CHANNELS, HEADS = 12, 4
 
 
 def make_inputs(dtype: torch.dtype = torch.float32) -> list[Tensor]:
-    c, f = CHANNELS, 4 * CHANNELS
-    shapes = ((3, 16, c), (c,), (c,), (3 * c, c), (3 * c,), (c, c), (c,), (c,), (c,), (f, c), (f,), (c, f), (c,))
+    """x [3, 16, CHANNELS] and the twelve parameters."""
+    shapes = ((3, 16, CHANNELS), *block_shapes(CHANNELS, 4 * CHANNELS).values())
     return [randn(*shape, seed=seed, scale=0.5, dtype=dtype) for seed, shape in enumerate(shapes)]
 
 
@@ -36,32 +44,13 @@ def test_opcheck() -> None:
 
 
 def test_compiled_in_one_graph() -> None:
-    inputs = make_inputs()
-    dy = randn(3, 16, CHANNELS, seed=50)
-    expected = output_and_gradients(fused, inputs, dy)
-    torch._dynamo.reset()
-    found = output_and_gradients(torch.compile(fused, fullgraph=True, backend="aot_eager"), inputs, dy)
-    assert torch.equal(found[0], expected[0])
-    for actual, eager in zip(found[1], expected[1], strict=True):
-        assert actual is not None
-        assert eager is not None
-        assert torch.equal(actual, eager)
+    assert_compiles(fused, make_inputs(), randn(3, 16, CHANNELS, seed=50))
 
 
 def test_autocast() -> None:
     """Computes in autocast's dtype and keeps float32 gradients for float32 parameters and tokens."""
-    inputs = make_inputs()
     dy = randn(3, 16, CHANNELS, seed=50, dtype=torch.float16)
-    with torch.autocast(DEVICE, torch.float16):
-        y, gradients = output_and_gradients(fused, inputs, dy)
-    truth, true_gradients = output_and_gradients(plain, inputs, dy, torch.float64)
-    assert y.dtype == torch.float16
-    assert relative_error(y, truth) < 4e-3
-    for actual, expected in zip(gradients, true_gradients, strict=True):
-        assert actual is not None
-        assert expected is not None
-        assert actual.dtype == torch.float32
-        assert relative_error(actual, expected) < 4e-3
+    assert_autocasts(fused, plain, make_inputs(), dy, backward_inside=True)
 
 
 def test_only_the_tokens_need_gradients() -> None:
@@ -73,10 +62,7 @@ def test_only_the_tokens_need_gradients() -> None:
 
 
 def test_gradients_of_gradients_are_refused() -> None:
-    inputs = [t.requires_grad_() for t in make_inputs()]
-    (dx,) = torch.autograd.grad(fused(*inputs).square().sum(), inputs[:1], create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
-        dx.sum().backward()
+    assert_once_differentiable(fused, make_inputs())
 
 
 def test_auto_on_the_cpu_is_the_reference() -> None:
@@ -96,10 +82,10 @@ def test_auto_on_the_cpu_is_the_reference() -> None:
 )
 def test_triton_says_why_it_cannot_run(change: dict[str, object], reason: str) -> None:
     c, length, heads = (int(str(change.get(k, v))) for k, v in (("channels", 12), ("length", 16), ("heads", 4)))
-    shapes = ((c,), (c,), (3 * c, c), (3 * c,), (c, c), (c,), (c,), (c,), (4 * c, c), (4 * c,), (c, 4 * c), (c,))
     dtype = change.get("dtype", torch.float32)
     assert isinstance(dtype, torch.dtype)
-    parameters = [torch.zeros(s, dtype=torch.float64 if "parameters" in change else dtype) for s in shapes]
+    parameter_dtype = torch.float64 if "parameters" in change else dtype
+    parameters = [torch.zeros(s, dtype=parameter_dtype) for s in block_shapes(c, 4 * c).values()]
     x = torch.zeros(1, length, c, dtype=dtype)
     with pytest.raises(BackendUnavailable, match=reason):
         inner_block(x, *parameters, num_heads=heads, backend="triton")
@@ -123,9 +109,6 @@ def test_shapes_that_do_not_fit() -> None:
         inner_block(x, *parameters[:2], parameters[2][:12], *parameters[3:], num_heads=HEADS)
 
 
+@CPU_ONLY
 def test_bfloat16_is_refused_by_the_interpreter() -> None:
-    if DEVICE == "cuda":
-        pytest.skip("kernels are compiled here")
-    inputs = make_inputs()
-    with torch.autocast(DEVICE, torch.bfloat16), pytest.raises(BackendUnavailable, match="wrong bfloat16"):
-        fused(*inputs)
+    assert_refuses_bfloat16(fused, make_inputs())

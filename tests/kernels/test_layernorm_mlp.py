@@ -6,26 +6,31 @@ from collections.abc import Sequence
 
 import pytest
 import torch
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 from util import (
     DEVICE,
     TOLERANCE,
+    assert_below_twice_plain,
     assert_close,
+    assert_matches_float64,
+    assert_repeats,
+    assert_takes_no_rows,
+    draw_parameters,
+    drawn,
     expanded_gradient,
-    nan_filled_memory,
-    output_and_gradients,
+    present,
     randn,
-    relative_error,
+    results,
+    together,
     transposed_layout,
 )
 
 from titn.kernels import layernorm_mlp
-from titn.kernels.common import configurations
 from titn.kernels.common.wide import wide
 
-NAMES = ["x", "ln_weight", "ln_bias", "fc1_weight", "fc1_bias", "fc2_weight", "fc2_bias"]
+NAMES = ("x", "ln_weight", "ln_bias", "fc1_weight", "fc1_bias", "fc2_weight", "fc2_bias")
 VECTORS = ("ln_weight", "ln_bias", "fc1_bias", "fc2_bias")
 DTYPES = [torch.float32, torch.float16]
 
@@ -40,57 +45,25 @@ def make_inputs(
     parameter_dtype: torch.dtype | None = None,
 ) -> list[Tensor | None]:
     """x [leading..., width] and the six parameters in `layernorm_mlp`'s order."""
-    rows = (leading,) if isinstance(leading, int) else tuple(leading)
-    inputs: list[Tensor | None] = [randn(*rows, width, seed=0, dtype=dtype)]
+    leading = (leading,) if isinstance(leading, int) else leading
+    x = randn(*leading, width, seed=0, dtype=dtype)
     shapes = ((width,), (width,), (hidden, width), (hidden,), (width, hidden), (width,))
-    for seed, (name, shape) in enumerate(zip(NAMES[1:], shapes, strict=True), start=1):
-        scale = 0.3 if len(shape) == 1 else shape[1] ** -0.5
-        value = randn(*shape, seed=seed, scale=scale) + (1.0 if name == "ln_weight" else 0.0)
-        inputs.append(None if name in absent else value.to(parameter_dtype or dtype))
-    return inputs
+    named = dict(zip(NAMES[1:], shapes, strict=True))
+    return [x, *draw_parameters(named, parameter_dtype or dtype, absent=absent, matrix_scale=None)]
 
 
-def fused(*inputs: Tensor | None) -> Tensor:
-    return layernorm_mlp(*inputs, backend="triton")  # type: ignore[arg-type]
+def fused(*inputs: Tensor | None, residual: bool = True) -> Tensor:
+    return layernorm_mlp(*inputs, residual=residual, backend="triton")  # type: ignore[arg-type]
 
 
-def plain(*inputs: Tensor | None) -> Tensor:
-    return layernorm_mlp(*inputs, backend="torch")  # type: ignore[arg-type]
+def plain(*inputs: Tensor | None, residual: bool = True) -> Tensor:
+    return layernorm_mlp(*inputs, residual=residual, backend="torch")  # type: ignore[arg-type]
 
 
 def check(inputs: list[Tensor | None], gradient: Tensor | None = None, *, residual: bool = True) -> None:
-    """Output and all gradients of the kernels, on NaN-filled memory, within the dtype's tolerance of float64."""
-    x, weight = inputs[0], inputs[3]
-    assert x is not None
-    assert weight is not None
-    dy = randn(*x.shape, seed=99, dtype=x.dtype) if gradient is None else gradient
-    truth, true_gradients = output_and_gradients(
-        lambda *t: layernorm_mlp(*t, residual=residual, backend="torch"), inputs, dy, torch.float64
+    assert_matches_float64(
+        lambda *t: fused(*t, residual=residual), lambda *t: plain(*t, residual=residual), inputs, NAMES, gradient
     )
-    with nan_filled_memory():
-        found, gradients = output_and_gradients(
-            lambda *t: layernorm_mlp(*t, residual=residual, backend="triton"), inputs, dy
-        )
-    limit = TOLERANCE[x.dtype]
-    assert found.dtype == x.dtype
-    assert_close(found, truth, limit, "y")
-    for name, tensor, actual, expected in zip(NAMES, inputs, gradients, true_gradients, strict=True):
-        if tensor is None:
-            assert actual is None
-            continue
-        assert actual is not None
-        assert expected is not None
-        assert actual.dtype == tensor.dtype
-        assert_close(actual, expected, limit, f"gradient of {name}")
-
-
-@pytest.fixture
-def large_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
-    """In the interpreter, whose time is one of tile operations, blocks of 256 in place of 16 or 32."""
-    if DEVICE == "cpu":
-        for key, values in list(configurations.CONFIGURATIONS.items()):
-            if key[0].startswith(("layernorm_mlp", "outer_block")):
-                monkeypatch.setitem(configurations.CONFIGURATIONS, key, {**values, "block": 256, "columns": 128})
 
 
 def test_reference_gradcheck() -> None:
@@ -103,16 +76,14 @@ def test_reference_gradcheck() -> None:
 @pytest.mark.parametrize("residual", [True, False])
 def test_reference_equals_torch_modules(residual: bool) -> None:
     inputs = make_inputs((2, 3), 12, 48, dtype=torch.float64)
-    x, *parameters = inputs
-    assert x is not None
+    x, *parameters = present(inputs)
     modules = torch.nn.Sequential(
         torch.nn.LayerNorm(12), torch.nn.Linear(12, 48), torch.nn.GELU(), torch.nn.Linear(48, 12)
     ).to(DEVICE, torch.float64)
     names = ("0.weight", "0.bias", "1.weight", "1.bias", "3.weight", "3.bias")
     modules.load_state_dict(dict(zip(names, parameters, strict=True)))
     expected = modules(x) + x if residual else modules(x)
-    found = layernorm_mlp(*inputs, residual=residual, backend="torch")  # type: ignore[arg-type]
-    torch.testing.assert_close(found, expected, rtol=1e-13, atol=1e-13)
+    torch.testing.assert_close(plain(*inputs, residual=residual), expected, rtol=1e-13, atol=1e-13)
 
 
 def test_shipped_width_and_tiles() -> None:
@@ -149,14 +120,10 @@ def test_one_channel() -> None:
         normed = beta.expand_as(x) + 0 * gamma
         return x + torch.nn.functional.gelu(normed @ w1.T + b1) @ w2.T + b2
 
-    truth, true_gradients = output_and_gradients(written_out, inputs, dy, torch.float64)
-    found, gradients = output_and_gradients(fused, inputs, dy)
-    for actual, expected in zip([found, *gradients], [truth, *true_gradients], strict=True):
-        assert actual is not None
-        assert expected is not None
+    found = results(fused, inputs, dy)
+    for actual, expected in together(found, results(written_out, inputs, dy, torch.float64)):
         assert_close(actual, expected, TOLERANCE[torch.float32])
-    assert gradients[0] is not None
-    assert torch.equal(gradients[0], dy)
+    assert torch.equal(present(found)[1], dy)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -176,15 +143,7 @@ def test_leading_shapes(leading: tuple[int, ...]) -> None:
 
 @pytest.mark.parametrize("leading", [(0,), (2, 0)])
 def test_no_rows(leading: tuple[int, ...]) -> None:
-    inputs = make_inputs(leading, 12, 20)
-    with nan_filled_memory():
-        y, gradients = output_and_gradients(fused, inputs, randn(*leading, 12, seed=0))
-    assert y.shape == (*leading, 12)
-    for tensor, gradient in zip(inputs, gradients, strict=True):
-        assert tensor is not None
-        assert gradient is not None
-        assert gradient.shape == tensor.shape
-        assert (gradient == 0).all()
+    assert_takes_no_rows(fused, make_inputs(leading, 12, 20))
 
 
 @pytest.mark.parametrize("absent", [("fc1_bias", "fc2_bias"), ("ln_weight", "ln_bias"), ("ln_bias",), VECTORS])
@@ -205,15 +164,10 @@ def test_parameters_narrower_than_the_tokens() -> None:
     """Products of float32 tokens stay float32; the rounding of each parameter's gradient to float16 is all there is."""
     inputs = make_inputs(5, 20, 36, parameter_dtype=torch.float16)
     dy = randn(5, 20, seed=99)
-    truth, true_gradients = output_and_gradients(plain, inputs, dy, torch.float64)
-    found, gradients = output_and_gradients(fused, inputs, dy)
-    assert_close(found, truth, TOLERANCE[torch.float32])
-    assert gradients[0] is not None
-    assert true_gradients[0] is not None
-    assert_close(gradients[0], true_gradients[0], TOLERANCE[torch.float32])
-    for actual, expected in zip(gradients[1:], true_gradients[1:], strict=True):
-        assert actual is not None
-        assert expected is not None
+    pairs = list(together(results(fused, inputs, dy), results(plain, inputs, dy, torch.float64)))
+    for actual, expected in pairs[:2]:  # the output and the gradient of x
+        assert_close(actual, expected, TOLERANCE[torch.float32])
+    for actual, expected in pairs[2:]:
         assert actual.dtype == torch.float16
         assert_close(actual, expected, 2**-11)
 
@@ -233,21 +187,9 @@ def test_layouts() -> None:
 def test_large_values(offset: float, scale: float) -> None:
     """Saturated GELU, and row means far from 0: no worse than twice plain PyTorch in float32."""
     inputs = make_inputs(7, 48, 96)
-    assert inputs[0] is not None
-    assert inputs[3] is not None
-    inputs[0] = inputs[0] + offset
-    inputs[3] = inputs[3] * scale
-    dy = randn(7, 48, seed=99)
-    truth = output_and_gradients(plain, inputs, dy, torch.float64)
-    eager = output_and_gradients(plain, inputs, dy)
-    found = output_and_gradients(fused, inputs, dy)
-    for name, actual, other, expected in zip(
-        ["y", *NAMES], [found[0], *found[1]], [eager[0], *eager[1]], [truth[0], *truth[1]], strict=True
-    ):
-        assert actual is not None
-        assert other is not None
-        assert expected is not None
-        assert_close(actual, expected, 2 * relative_error(other, expected) + 1e-6, name)
+    x, w1 = present([inputs[0], inputs[3]])
+    inputs[0], inputs[3] = x + offset, w1 * scale
+    assert_below_twice_plain(fused, plain, inputs, NAMES, randn(7, 48, seed=99), slack=1e-6)
 
 
 def test_constant_rows() -> None:
@@ -257,13 +199,7 @@ def test_constant_rows() -> None:
     check(inputs)
 
 
-@settings(
-    max_examples=6,
-    deadline=None,
-    derandomize=True,
-    phases=(Phase.explicit, Phase.generate),  # shrinking would take minutes in the interpreter
-    suppress_health_check=list(HealthCheck),
-)
+@drawn(6)
 @given(
     rows=st.integers(1, 40),
     width=st.integers(3, 130),  # LayerNorm over 2 channels is ill-conditioned
@@ -283,14 +219,5 @@ def test_bfloat16_on_gpu(width: int, hidden: int) -> None:
     """Error at most twice that of plain PyTorch in bfloat16; two runs equal bit for bit."""
     inputs = make_inputs(1801, width, hidden, dtype=torch.bfloat16)
     dy = randn(1801, width, seed=99, dtype=torch.bfloat16)
-    y64, g64 = output_and_gradients(plain, inputs, dy, torch.float64)
-    y16, g16 = output_and_gradients(plain, inputs, dy)
-    y, g = output_and_gradients(fused, inputs, dy)
-    again, g_again = output_and_gradients(fused, inputs, dy)
-    for actual, repeated, eager, truth in zip([y, *g], [again, *g_again], [y16, *g16], [y64, *g64], strict=True):
-        assert actual is not None
-        assert repeated is not None
-        assert eager is not None
-        assert truth is not None
-        assert torch.equal(actual, repeated)
-        assert relative_error(actual, truth) <= 2 * relative_error(eager, truth)
+    assert_below_twice_plain(fused, plain, inputs, NAMES, dy)
+    assert_repeats(fused, inputs, dy)

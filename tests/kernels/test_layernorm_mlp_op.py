@@ -7,14 +7,25 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from util import DEVICE, TOLERANCE, assert_close, output_and_gradients, randn, relative_error, transposed_layout
+from util import (
+    CPU_ONLY,
+    DEVICE,
+    Function,
+    assert_autocasts,
+    assert_close,
+    assert_compiles,
+    assert_once_differentiable,
+    assert_refuses_bfloat16,
+    assert_repeats,
+    randn,
+    transposed_layout,
+)
 
 from titn.kernels import BackendUnavailable, layernorm_mlp
 from titn.kernels.common.partial_sums import summed
 from titn.kernels.common.wide import wide_reasons
 
 WIDTH, HIDDEN = 12, 20
-CPU_ONLY = pytest.mark.skipif(DEVICE != "cpu", reason="says what a machine without a CUDA device answers")
 
 
 def make_inputs(dtype: torch.dtype = torch.float32, width: int = WIDTH, hidden: int = HIDDEN) -> list[Tensor]:
@@ -29,13 +40,6 @@ def fused(*inputs: Tensor) -> Tensor:
 
 def plain(*inputs: Tensor) -> Tensor:
     return layernorm_mlp(*inputs, backend="torch")
-
-
-def present(tensors: list[Tensor | None]) -> list[Tensor]:
-    """The list, none of which is None."""
-    found = [t for t in tensors if t is not None]
-    assert len(found) == len(tensors)
-    return found
 
 
 @pytest.mark.parametrize("residual", [True, False])
@@ -85,56 +89,27 @@ def test_eps(eps: float) -> None:
 
 @pytest.mark.parametrize("dynamic", [False, True])
 def test_compiled_in_one_graph(dynamic: bool) -> None:
-    inputs = make_inputs()
-    dy = randn(2, 3, WIDTH, seed=50)
-    expected = output_and_gradients(fused, inputs, dy)
-    torch._dynamo.reset()
-    compiled = torch.compile(fused, fullgraph=True, dynamic=dynamic, backend="aot_eager")
-    found = output_and_gradients(compiled, inputs, dy)
-    assert torch.equal(found[0], expected[0])
-    for actual, eager in zip(present(found[1]), present(expected[1]), strict=True):
-        assert torch.equal(actual, eager)
+    assert_compiles(fused, make_inputs(), randn(2, 3, WIDTH, seed=50), dynamic=dynamic)
 
 
 def test_compiled_under_autocast() -> None:
-    inputs = make_inputs()
-    dy = randn(2, 3, WIDTH, seed=50)
-
     def step(*tensors: Tensor) -> Tensor:
         with torch.autocast(DEVICE, torch.float16):
             return fused(*tensors)
 
-    expected = output_and_gradients(step, inputs, dy)
-    torch._dynamo.reset()
-    found = output_and_gradients(torch.compile(step, fullgraph=True, backend="aot_eager"), inputs, dy)
-    assert found[0].dtype == torch.float32
-    assert torch.equal(found[0], expected[0])
-    for actual, eager in zip(present(found[1]), present(expected[1]), strict=True):
-        assert torch.equal(actual, eager)
+    assert assert_compiles(step, make_inputs(), randn(2, 3, WIDTH, seed=50)).dtype == torch.float32
 
 
 @pytest.mark.parametrize("residual", [True, False])
 @pytest.mark.parametrize("backward_inside", [False, True])
 def test_autocast(residual: bool, backward_inside: bool) -> None:
     """Products in float16, the residual stream and all gradients in float32; without residual the products' dtype."""
-    inputs = make_inputs()
     dy = randn(2, 3, WIDTH, seed=50, dtype=torch.float32 if residual else torch.float16)
 
-    def function(*tensors: Tensor) -> Tensor:
-        with torch.autocast(DEVICE, torch.float16):
-            return layernorm_mlp(*tensors, residual=residual, backend="triton")
+    def mlp(backend: str) -> Function:
+        return lambda *t: layernorm_mlp(*t, residual=residual, backend=backend)
 
-    truth, true_gradients = output_and_gradients(
-        lambda *t: layernorm_mlp(*t, residual=residual, backend="torch"), inputs, dy, torch.float64
-    )
-    with torch.autocast(DEVICE, torch.float16, enabled=backward_inside):
-        y, gradients = output_and_gradients(function, inputs, dy)
-    assert y.dtype == (torch.float32 if residual else torch.float16)
-    assert_close(y, truth, TOLERANCE[torch.float16])
-    assert relative_error(y, truth) > 1e-5, "nothing was cast"
-    for actual, expected in zip(present(gradients), present(true_gradients), strict=True):
-        assert actual.dtype == torch.float32
-        assert_close(actual, expected, TOLERANCE[torch.float16])
+    assert_autocasts(mlp("triton"), mlp("torch"), make_inputs(), dy, backward_inside=backward_inside)
 
 
 def test_autocast_keeps_the_residual_stream() -> None:
@@ -146,11 +121,7 @@ def test_autocast_keeps_the_residual_stream() -> None:
 
 @CPU_ONLY
 def test_bfloat16_is_refused_by_the_interpreter() -> None:
-    inputs = make_inputs()
-    with torch.autocast(DEVICE, torch.bfloat16), pytest.raises(BackendUnavailable, match="wrong bfloat16"):
-        fused(*inputs)
-    with pytest.raises(BackendUnavailable, match="wrong bfloat16"):
-        fused(*(t.bfloat16() for t in inputs))
+    assert_refuses_bfloat16(fused, make_inputs())
 
 
 def kept_bytes(inputs: list[Tensor], backend: str) -> int:
@@ -194,11 +165,7 @@ def test_sum_of_partial_rows(programs: int) -> None:
 def test_two_runs_are_equal() -> None:
     inputs = make_inputs(torch.float16)
     inputs[0] = randn(130, WIDTH, seed=0, dtype=torch.float16)  # three tiles
-    dy = randn(130, WIDTH, seed=99, dtype=torch.float16)
-    first, first_gradients = output_and_gradients(fused, inputs, dy)
-    second, second_gradients = output_and_gradients(fused, inputs, dy)
-    assert torch.equal(first, second)
-    assert all(torch.equal(a, b) for a, b in zip(present(first_gradients), present(second_gradients), strict=True))
+    assert_repeats(fused, inputs, randn(130, WIDTH, seed=99, dtype=torch.float16))
 
 
 def test_only_the_tokens_need_gradients() -> None:
@@ -220,10 +187,7 @@ def test_only_a_parameter_needs_a_gradient() -> None:
 
 
 def test_gradients_of_gradients_are_refused() -> None:
-    inputs = [t.requires_grad_() for t in make_inputs()]
-    (dx,) = torch.autograd.grad(fused(*inputs).square().sum(), inputs[:1], create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
-        dx.sum().backward()
+    assert_once_differentiable(fused, make_inputs())
 
 
 def test_auto_is_torch_until_a_benchmark_says_otherwise() -> None:

@@ -5,19 +5,30 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor
-from util import DEVICE, TOLERANCE, assert_close, output_and_gradients, randn, relative_error, transposed_layout
+from util import (
+    CPU_ONLY,
+    DEVICE,
+    Function,
+    assert_autocasts,
+    assert_close,
+    assert_compiles,
+    assert_once_differentiable,
+    assert_refuses_bfloat16,
+    assert_repeats,
+    block_shapes,
+    randn,
+    transposed_layout,
+)
 
 from titn.kernels import BackendUnavailable, outer_attention, outer_block
 from titn.kernels.outer_block.registration import LayerNormLinear
 
 WIDTH, HEADS, HIDDEN, LENGTH = 12, 2, 20, 5
-CPU_ONLY = pytest.mark.skipif(DEVICE != "cpu", reason="says what a machine without a CUDA device answers")
 
 
 def make_inputs(dtype: torch.dtype = torch.float32, length: int = LENGTH, width: int = WIDTH) -> list[Tensor]:
     """x [2, length, width] and the twelve parameters."""
-    d, f = width, HIDDEN
-    shapes = ((2, length, d), (d,), (d,), (3 * d, d), (3 * d,), (d, d), (d,), (d,), (d,), (f, d), (f,), (d, f), (d,))
+    shapes = ((2, length, width), *block_shapes(width, HIDDEN).values())
     return [randn(*shape, seed=seed, scale=0.5, dtype=dtype) for seed, shape in enumerate(shapes)]
 
 
@@ -27,13 +38,6 @@ def fused(*inputs: Tensor) -> Tensor:
 
 def plain(*inputs: Tensor) -> Tensor:
     return outer_block(*inputs, num_heads=HEADS, backend="torch")
-
-
-def present(tensors: list[Tensor | None]) -> list[Tensor]:
-    """The list, none of which is None."""
-    found = [t for t in tensors if t is not None]
-    assert len(found) == len(tensors)
-    return found
 
 
 @pytest.mark.parametrize("vectors", [True, False])
@@ -70,59 +74,29 @@ def test_opcheck_of_linear_residual(dtype: torch.dtype) -> None:
 def test_compiled_in_one_graph(case: str) -> None:
     backend, _, detail = case.partition(" ")
     inputs = make_inputs(length=80 if detail == "80 tokens" else LENGTH)
-    dy = randn(*inputs[0].shape, seed=50)
 
     def function(*t: Tensor) -> Tensor:
         return outer_block(*t, num_heads=HEADS, backend=backend)
 
-    expected = output_and_gradients(function, inputs, dy)
-    torch._dynamo.reset()
-    compiled = torch.compile(function, fullgraph=True, dynamic=detail == "dynamic", backend="aot_eager")
-    found = output_and_gradients(compiled, inputs, dy)
-    for actual, eager in zip([found[0], *present(found[1])], [expected[0], *present(expected[1])], strict=True):
-        assert torch.equal(actual, eager)
+    assert_compiles(function, inputs, randn(*inputs[0].shape, seed=50), dynamic=detail == "dynamic")
 
 
 @pytest.mark.parametrize("residual", [True, False])
 def test_attention_half_under_autocast(residual: bool) -> None:
     """Products in float16, the residual stream and all gradients in float32; without residual the products' dtype."""
-    inputs = make_inputs()[:7]
     dy = randn(2, LENGTH, WIDTH, seed=50, dtype=torch.float32 if residual else torch.float16)
 
-    def function(*tensors: Tensor) -> Tensor:
-        with torch.autocast(DEVICE, torch.float16):
-            return outer_attention(*tensors, num_heads=HEADS, residual=residual, backend="triton")
+    def attention(backend: str) -> Function:
+        return lambda *t: outer_attention(*t, num_heads=HEADS, residual=residual, backend=backend)
 
-    truth, true_gradients = output_and_gradients(
-        lambda *t: outer_attention(*t, num_heads=HEADS, residual=residual, backend="torch"), inputs, dy, torch.float64
-    )
-    y, gradients = output_and_gradients(function, inputs, dy)
-    assert y.dtype == (torch.float32 if residual else torch.float16)
-    assert_close(y, truth, TOLERANCE[torch.float16])
-    for actual, expected in zip(present(gradients), present(true_gradients), strict=True):
-        assert actual.dtype == torch.float32
-        assert_close(actual, expected, TOLERANCE[torch.float16])
+    assert_autocasts(attention("triton"), attention("torch"), make_inputs()[:7], dy)
 
 
 @pytest.mark.parametrize("length", [LENGTH, 80])
 @pytest.mark.parametrize("backward_inside", [False, True])
 def test_autocast(length: int, backward_inside: bool) -> None:
-    inputs = make_inputs(length=length)
     dy = randn(2, length, WIDTH, seed=50)
-
-    def function(*tensors: Tensor) -> Tensor:
-        with torch.autocast(DEVICE, torch.float16):
-            return fused(*tensors)
-
-    truth, true_gradients = output_and_gradients(plain, inputs, dy, torch.float64)
-    with torch.autocast(DEVICE, torch.float16, enabled=backward_inside):
-        y, gradients = output_and_gradients(function, inputs, dy)
-    assert y.dtype == torch.float32
-    assert_close(y, truth, TOLERANCE[torch.float16])
-    assert relative_error(y, truth) > 1e-5, "nothing was cast"
-    for actual, expected in zip(present(gradients), present(true_gradients), strict=True):
-        assert actual.dtype == torch.float32
-        assert_close(actual, expected, TOLERANCE[torch.float16])
+    assert_autocasts(fused, plain, make_inputs(length=length), dy, backward_inside=backward_inside)
 
 
 def test_autocast_keeps_the_residual_stream() -> None:
@@ -136,20 +110,11 @@ def test_autocast_keeps_the_residual_stream() -> None:
 
 @CPU_ONLY
 def test_bfloat16_is_refused_by_the_interpreter() -> None:
-    inputs = make_inputs()
-    with torch.autocast(DEVICE, torch.bfloat16), pytest.raises(BackendUnavailable, match="wrong bfloat16"):
-        fused(*inputs)
-    with pytest.raises(BackendUnavailable, match="wrong bfloat16"):
-        fused(*(t.bfloat16() for t in inputs))
+    assert_refuses_bfloat16(fused, make_inputs())
 
 
 def test_two_runs_are_equal() -> None:
-    inputs = make_inputs()
-    dy = randn(2, LENGTH, WIDTH, seed=50)
-    first, first_gradients = output_and_gradients(fused, inputs, dy)
-    second, second_gradients = output_and_gradients(fused, inputs, dy)
-    assert torch.equal(first, second)
-    assert all(torch.equal(a, b) for a, b in zip(present(first_gradients), present(second_gradients), strict=True))
+    assert_repeats(fused, make_inputs(), randn(2, LENGTH, WIDTH, seed=50))
 
 
 def test_each_output_of_layernorm_linear_alone() -> None:
@@ -177,10 +142,7 @@ def test_only_the_tokens_need_gradients() -> None:
 
 
 def test_gradients_of_gradients_are_refused() -> None:
-    inputs = [t.requires_grad_() for t in make_inputs()]
-    (dx,) = torch.autograd.grad(fused(*inputs).square().sum(), inputs[:1], create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
-        dx.sum().backward()
+    assert_once_differentiable(fused, make_inputs())
 
 
 @CPU_ONLY

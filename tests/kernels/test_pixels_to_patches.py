@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 from util import (
     DEVICE,
-    TOLERANCE,
+    assert_autocasts,
     assert_close,
+    assert_compiles,
+    assert_matches_float64,
+    assert_repeats,
+    drawn,
     expanded_gradient,
-    nan_filled_memory,
     output_and_gradients,
+    present,
     randn,
     transposed_layout,
 )
@@ -53,23 +57,14 @@ def run_torch(*arguments: Tensor | None) -> Tensor:
     return pixels_to_patches(*arguments, backend="torch")  # type: ignore[arg-type]
 
 
-def check(arguments: list[Tensor | None], gradient: Tensor, limit: float) -> None:
-    """Output and every gradient of the kernels, in NaN-filled memory, against the reference in float64."""
-    with nan_filled_memory():
-        output, gradients = output_and_gradients(run_triton, arguments, gradient)
-    expected, expected_gradients = output_and_gradients(run_torch, arguments, gradient, torch.float64)
-    assert_close(output, expected, limit, "output")
-    for name, actual, truth in zip(NAMES, gradients, expected_gradients, strict=True):
-        if truth is not None:
-            assert actual is not None
-            assert_close(actual, truth, limit, f"gradient of {name}")
+def check(arguments: list[Tensor | None], gradient: Tensor) -> None:
+    assert_matches_float64(run_triton, run_torch, arguments, NAMES, gradient)
 
 
 def test_reference_is_its_definition() -> None:
     """One patch at a time, written out."""
     images, n, t, length, channels, width = 2, 3, 6, 4, 5, 7
-    pixels, patches, gamma, beta, weight, bias = inputs(images, n, t, length, channels, width)
-    assert gamma is not None and patches is not None and pixels is not None
+    pixels, patches, gamma, beta, weight, bias = present(inputs(images, n, t, length, channels, width))
     expected = patches.clone()
     for b in range(images):
         for i in range(n):
@@ -104,48 +99,47 @@ def test_gradcheck_of_the_reference(bias: bool) -> None:
 def test_matches_float64(shape: tuple[int, ...], dtype: torch.dtype) -> None:
     arguments = inputs(*shape, dtype=dtype)
     images, _, t, _, _, width = shape
-    check(arguments, randn(images, t, width, seed=7, dtype=dtype), TOLERANCE[dtype])
+    check(arguments, randn(images, t, width, seed=7, dtype=dtype))
 
 
 @pytest.mark.parametrize("images", [0, 1, 7, 8, 9, 33])
 def test_odd_counts(images: int) -> None:
     """7 to 9 images of 4 patches end before, at and behind a tile of 32 rows."""
-    check(inputs(images, 4, 6, 4, 12, 32), randn(images, 6, 32, seed=7), TOLERANCE[torch.float32])
+    check(inputs(images, 4, 6, 4, 12, 32), randn(images, 6, 32, seed=7))
 
 
 def test_more_rows_than_a_grid_axis() -> None:
     """65,565 patches of one pixel; float16 has the longer tiles, which is the shorter test."""
     arguments = inputs(2115, 31, 32, 1, 3, 16, torch.float16)
-    check(arguments, randn(2115, 32, 16, seed=7, dtype=torch.float16), TOLERANCE[torch.float16])
+    check(arguments, randn(2115, 32, 16, seed=7, dtype=torch.float16))
 
 
 def test_half_pixels_and_float32_patches() -> None:
     """As under autocast: the residual stream stays float32."""
     arguments = inputs(3, 4, 6, 4, 12, 64, torch.float16, torch.float32)
-    check(arguments, randn(3, 6, 64, seed=7), TOLERANCE[torch.float16])
+    check(arguments, randn(3, 6, 64, seed=7))
     assert run_triton(*arguments).dtype == torch.float32
 
 
 def test_without_bias() -> None:
-    check(inputs(3, 4, 6, 4, 12, 64, bias=False), randn(3, 6, 64, seed=7), TOLERANCE[torch.float32])
+    check(inputs(3, 4, 6, 4, 12, 64, bias=False), randn(3, 6, 64, seed=7))
 
 
 def test_unusual_layouts() -> None:
     arguments = [None if t is None else transposed_layout(t) for t in inputs(3, 4, 6, 4, 12, 64)]
-    check(arguments, transposed_layout(randn(3, 6, 64, seed=7)), TOLERANCE[torch.float32])
-    check(arguments, expanded_gradient((3, 6, 64), torch.float32), TOLERANCE[torch.float32])
+    check(arguments, transposed_layout(randn(3, 6, 64, seed=7)))
+    check(arguments, expanded_gradient((3, 6, 64), torch.float32))
 
 
 def test_deep_offset_of_the_pixels() -> None:
     """A mean 100 times the deviation costs no accuracy: the variance is taken from centred values."""
     arguments = inputs(2, 4, 6, 4, 12, 64)
-    assert arguments[0] is not None
-    arguments[0] = (arguments[0].double() + 100.0).float()
+    arguments[0] = (present(arguments)[0].double() + 100.0).float()
     output = run_triton(*arguments)
     assert_close(output, run_torch(*(None if t is None else t.double() for t in arguments)), 1e-5)
 
 
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
+@drawn(15)
 @given(
     images=st.integers(1, 5),
     n=st.integers(1, 6),
@@ -158,23 +152,17 @@ def test_deep_offset_of_the_pixels() -> None:
 def test_any_shape(images: int, n: int, behind: int, length: int, channels: int, width: int, bias: bool) -> None:
     t = n + 1 + behind
     arguments = inputs(images, n, t, length, channels, width, bias=bias)
-    check(arguments, randn(images, t, width, seed=7), TOLERANCE[torch.float32])
+    check(arguments, randn(images, t, width, seed=7))
 
 
 def test_two_runs_are_equal() -> None:
-    arguments = inputs(9, 16, 18, 4, 12, 64)
-    gradient = randn(9, 18, 64, seed=7)
-    first, first_gradients = output_and_gradients(run_triton, arguments, gradient)
-    second, second_gradients = output_and_gradients(run_triton, arguments, gradient)
-    assert torch.equal(first, second)
-    assert all(torch.equal(a, b) for a, b in zip(first_gradients, second_gradients, strict=True))
+    assert_repeats(run_triton, inputs(9, 16, 18, 4, 12, 64), randn(9, 18, 64, seed=7))
 
 
 def test_output_is_a_new_tensor() -> None:
     """Rows without pixels are copies: the patches stay as they were."""
     arguments = inputs(2, 3, 6, 4, 12, 64)
-    patches = arguments[1]
-    assert patches is not None
+    patches = present(arguments)[1]
     before = patches.clone()
     for run in (run_triton, run_torch):
         output = run(*arguments)
@@ -185,8 +173,7 @@ def test_output_is_a_new_tensor() -> None:
 
 def test_gradient_of_patches_alone() -> None:
     arguments = inputs(2, 3, 6, 4, 12, 64)
-    patches = arguments[1]
-    assert patches is not None
+    patches = present(arguments)[1]
     patches.requires_grad_()
     gradient = randn(2, 6, 64, seed=7)
     (found,) = torch.autograd.grad(run_triton(*arguments), patches, gradient)
@@ -199,37 +186,17 @@ def test_opcheck() -> None:
     for b in (bias, None):
         torch.library.opcheck(forward, (pixels, patches, *parameters, b, 1e-5))
     torch.library.opcheck(backward, (randn(2, 5, 32, seed=7), pixels, *parameters, 1e-5))
-    assert patches is not None
     torch.library.opcheck(backward, (transposed_layout(randn(2, 5, 32, seed=7)), pixels, *parameters, 1e-5))
 
 
 @pytest.mark.parametrize("dynamic", [False, True])
 def test_full_graph_compilation(dynamic: bool) -> None:
-    arguments, gradient = inputs(2, 3, 5, 4, 12, 32), randn(2, 5, 32, seed=7)
-    compiled = torch.compile(run_triton, fullgraph=True, dynamic=dynamic, backend="aot_eager")
-    output, gradients = output_and_gradients(compiled, arguments, gradient)
-    expected, expected_gradients = output_and_gradients(run_triton, arguments, gradient)
-    assert torch.equal(output, expected)
-    assert all(torch.equal(a, b) for a, b in zip(gradients, expected_gradients, strict=True))
+    assert_compiles(run_triton, inputs(2, 3, 5, 4, 12, 32), randn(2, 5, 32, seed=7), dynamic=dynamic)
 
 
 def test_autocast() -> None:
     """float32 pixels are cast, the output keeps the dtype of patches, gradients that of their tensors."""
-    arguments, gradient = inputs(2, 3, 5, 4, 12, 32), randn(2, 5, 32, seed=7)
-
-    def autocast(*tensors: Tensor | None) -> Tensor:
-        with torch.autocast(DEVICE, torch.float16):
-            return run_triton(*tensors)
-
-    output, gradients = output_and_gradients(autocast, arguments, gradient)
-    expected, expected_gradients = output_and_gradients(run_torch, arguments, gradient, torch.float64)
-    assert output.dtype == torch.float32
-    limit = TOLERANCE[torch.float16]
-    assert_close(output, expected, limit, "output")
-    assert (output.double() - expected).abs().max() > 0, "nothing was cast"
-    for name, actual, truth in zip(NAMES, gradients, expected_gradients, strict=True):
-        assert actual is not None and truth is not None and actual.dtype == torch.float32
-        assert_close(actual, truth, limit, name)
+    assert_autocasts(run_triton, run_torch, inputs(2, 3, 5, 4, 12, 32), randn(2, 5, 32, seed=7))
 
 
 def test_half_parameters_get_half_gradients() -> None:
@@ -237,7 +204,7 @@ def test_half_parameters_get_half_gradients() -> None:
     gradient = randn(2, 5, 32, seed=7, dtype=torch.float16)
     _, gradients = output_and_gradients(run_triton, arguments, gradient)
     assert all(g is not None and g.dtype == torch.float16 for g in gradients)
-    check(arguments, gradient, TOLERANCE[torch.float16])
+    check(arguments, gradient)
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from util import (
     DEVICE,
     TOLERANCE,
     assert_close,
+    assert_repeats,
     expanded_gradient,
     nan_filled_memory,
     output_and_gradients,
@@ -187,8 +188,7 @@ def test_triton_is_deterministic_and_leaves_its_inputs() -> None:
     qkv = randn(5, 16, 3, 4, 3, seed=0, dtype=torch.float16)
     before = qkv.clone()
     gradient = randn(5, 16, 4, 3, seed=1, dtype=torch.float16)
-    runs = [output_and_gradients(lambda x: short_attention(x, backend="triton"), (qkv,), gradient) for _ in range(2)]
-    assert torch.equal(runs[0][0], runs[1][0]) and torch.equal(runs[0][1][0], runs[1][1][0])
+    assert_repeats(lambda x: short_attention(x, backend="triton"), (qkv,), gradient)
     assert torch.equal(qkv, before)
 
 

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from util import DEVICE, assert_close, randn
+from util import CPU_ONLY, DEVICE, assert_close, randn
 
 from titn.kernels.common.backend import BackendUnavailable
 from titn.kernels.short_attention import op, short_attention
-
-CPU_ONLY = pytest.mark.skipif(DEVICE != "cpu", reason="says what a machine without a CUDA device answers")
 
 
 def test_opcheck() -> None:
