@@ -21,9 +21,15 @@ THEIRS = ("#c2410c", "#f97316", "#fdba74", "#a16207", "#eab308", "#fde047")
 STYLE = style(INK) | {"axes.axisbelow": True, "axes.edgecolor": GREY, "grid.alpha": 0.25, "svg.hashsalt": "titn"}
 
 
-def new_figure(width: float, height: float) -> tuple[Figure, Axes]:
+def new_figure(width: float, height: float, title: str) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(width, height), layout="constrained")
+    head(figure, title)
     return figure, figure.subplots()
+
+
+def head(figure: Figure, title: str) -> None:
+    """The title, beginning at the left edge, so that long labels of an axis do not push it out."""
+    figure.suptitle(title, x=0.01, ha="left", fontsize=11, fontweight="bold")
 
 
 def two_families(names: Sequence[str]) -> dict[str, str]:

@@ -69,7 +69,7 @@ def throughput(data: Data) -> Figure | None:
     batches = sorted({row["batch_size"] for row in rows})
     names = list(dict.fromkeys(row["contender"] for row in rows))
     colours = two_families(names)
-    figure, axes = new_figure(8.0, 3.6)
+    figure, axes = new_figure(8.0, 3.6, f"Training, {data['device']}")
     width = 0.8 / len(names)
     for index, name in enumerate(names):
         mine = {row["batch_size"]: row["images_per_second"] for row in rows if row["contender"] == name}
@@ -77,7 +77,7 @@ def throughput(data: Data) -> Figure | None:
         axes.bar(places, [stat["median"] for stat in mine.values()], width * 0.92, color=colours[name], label=name)
         whiskers(axes, places, list(mine.values()))
     axes.set_xticks(range(len(batches)), [f"{batch:,}" for batch in batches])
-    axes.set(xlabel="images a step", ylabel="training images per second", title=f"Training, {data['device']}")
+    axes.set(xlabel="images a step", ylabel="training images per second")
     axes.yaxis.set_major_formatter(thousands())
     axes.grid(axis="y")
     axes.legend(
@@ -91,7 +91,8 @@ def waterfall(data: Data) -> Figure | None:
     rows = [row for row in data["waterfall"]["rows"] if "images_per_second" in row]
     if not rows:
         return None
-    figure, axes = new_figure(8.0, 0.9 + 0.42 * len(rows))
+    title = f"One switch after another, {data['waterfall']['batch_size']:,} images a step, {data['device']}"
+    figure, axes = new_figure(8.0, 0.9 + 0.42 * len(rows), title)
     stats = [row["images_per_second"] for row in rows]
     for place, (row, stat) in enumerate(zip(rows, stats, strict=True)):
         colour = THEIRS[1] if not is_ours(row["name"]) else GREY if place == 0 else OURS[1]
@@ -104,8 +105,7 @@ def waterfall(data: Data) -> Figure | None:
     axes.set_yticks(range(len(rows)), [row["name"] for row in rows])
     axes.invert_yaxis()
     axes.set_xlim(0, 1.25 * max(stat["high"] for stat in stats))
-    title = f"One switch after another, {data['waterfall']['batch_size']:,} images a step, {data['device']}"
-    axes.set(xlabel="training images per second", title=title)
+    axes.set_xlabel("training images per second")
     axes.xaxis.set_major_formatter(thousands())
     axes.grid(axis="x")
     return figure
@@ -116,14 +116,14 @@ def step_profile(data: Data) -> Figure | None:
     rows = data["step_profile"]["rows"][:12]
     if not rows:
         return None
-    figure, axes = new_figure(8.0, 0.9 + 0.28 * len(rows))
+    figure, axes = new_figure(8.0, 0.9 + 0.28 * len(rows), f"One training step, {data['device']}")
     axes.barh(range(len(rows)), [row["percent"] for row in rows], 0.7, color=OURS[1])
     for place, row in enumerate(rows):
         axes.text(row["percent"], place, f"  {row['percent']:.1f}%  {row['us']:,.0f} us", va="center")
     axes.set_yticks(range(len(rows)), [shorten(row["name"], 44) for row in rows])
     axes.invert_yaxis()
     axes.set_xlim(0, 1.3 * max(row["percent"] for row in rows))
-    axes.set(xlabel="percent of the step", title=f"One training step, {data['device']}")
+    axes.set_xlabel("percent of the step")
     axes.grid(axis="x")
     return figure
 
@@ -133,13 +133,14 @@ def accuracy(data: Data) -> Figure | None:
     found = [section for section in data["accuracy"] if section["runs"]]
     if not found:
         return None
-    figure, axes = new_figure(8.0, 1.1 + 0.5 * len(found))
+    figure, axes = new_figure(8.0, 1.1 + 0.5 * len(found), f"Accuracy, {data['device']}")
     for place, section in enumerate(found):
         top1 = [100 * run["top1"] for run in section["runs"]]
         axes.plot(top1, [place] * len(top1), "o", color=OURS[2])
         axes.plot(100 * section["mean"], place, "|", color=OURS[0], markersize=16, markeredgewidth=2)
         if section["interval95"] is not None:
-            axes.plot([100 * end for end in section["interval95"]], [place, place], color=OURS[0], linewidth=2)
+            low, high = section["interval95"]
+            axes.plot([100 * max(low, 0), 100 * min(high, 1)], [place, place], color=OURS[0], linewidth=2)
         if section.get("target") is not None:
             axes.plot(100 * section["target"], place, "D", color=THEIRS[1], markersize=5)
     axes.plot([], [], "o", color=OURS[2], label="one seed")
@@ -152,7 +153,7 @@ def accuracy(data: Data) -> Figure | None:
     ]
     axes.set_yticks(range(len(found)), [", ".join(filter(None, words)) for words in places])
     axes.set_ylim(len(found) - 0.5, -0.5)
-    axes.set(xlabel="top-1, percent", title=f"Accuracy, {data['device']}")
+    axes.set_xlabel("top-1, percent")
     axes.grid(axis="x")
     return figure
 

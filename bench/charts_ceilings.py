@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 
-from bench.chart_parts import GREY, INK, OURS, THEIRS, Data, new_figure, reach, thousands
+from bench.chart_parts import GREY, INK, OURS, THEIRS, Data, head, new_figure, reach, thousands
 from bench.sections import KINDS, fastest, kernel_us, timed
 
 AXES = {
@@ -65,7 +65,7 @@ def scaling(data: Data) -> Figure | None:
         panel.set_ylabel(title)
     if kinds:
         panels[-1][-1].legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), reverse=True)
-    figure.suptitle(f"Scaling, {data['device']}", x=0.01, ha="left", fontsize=11, fontweight="bold")
+    head(figure, f"Scaling, {data['device']}")
     return figure
 
 
@@ -79,7 +79,7 @@ def roofline(data: Data) -> Figure | None:
         return None
     dtype = min({key[2] for key, _, _ in points}, key=("bf16", "fp16", "fp32").index)
     points = [point for point in points if point[0][2] == dtype]
-    figure, axes = new_figure(8.0, 4.6)
+    figure, axes = new_figure(8.0, 4.6, f"Kernels in {dtype} under the measured ceilings, {data['device']}")
     operations = list(dict.fromkeys(key[0] for key, _, _ in points))
     colours = dict(zip(operations, (*OURS[:2], *THEIRS[:2], *OURS[3:5], *THEIRS[3:5]), strict=False))
     intensities = []
@@ -104,7 +104,6 @@ def roofline(data: Data) -> Figure | None:
     axes.set(xscale="log", yscale="log", xlabel="floating-point operations a byte", ylabel="TFLOP/s")
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_formatter(thousands())
-    axes.set_title(f"Kernels in {dtype} under the measured ceilings, {data['device']}")
     axes.grid(which="major")
     axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
     return figure

@@ -196,7 +196,7 @@ def rows_of(
 
 
 def show(console: Console, rows: Sequence[Row]) -> None:
-    """A table for each case and dtype, its reasons below it."""
+    """A table for each case and dtype, its reasons below it; and a warning where the ceilings cannot be right."""
     groups: dict[tuple[str, ...], dict[str, dict[str, Row]]] = {}
     for row in rows:
         key = row["operation"], row["case"], row["dtype"]
@@ -214,6 +214,12 @@ def show(console: Console, rows: Sequence[Row]) -> None:
         for name, by_mode in found.items():
             for reason in dict.fromkeys(row["reason"] for row in by_mode.values() if "reason" in row):
                 console.print(f"  {name}: {reason}", markup=False, highlight=False, style="dim", soft_wrap=True)
+    highest = max((row["percent_of_floor"] or 0.0 for row in rows if "us" in row), default=0.0)
+    if highest > 100:
+        console.print(
+            f"a floor was beaten ({highest:.0f}%): the device was slower when its ceilings were taken; measure again",
+            highlight=False,
+        )
 
 
 def _cells(row: Row) -> list[str]:

@@ -69,12 +69,13 @@ def correctness(data: Sequence[Row]) -> list[str]:
     for row in data:
         cases.setdefault((row["operation"], row["case"]), {})[row["dtype"]] = _verdict(row)
     rows = [[*case, *(verdicts.get(dtype, NONE) for dtype in dtypes)] for case, verdicts in cases.items()]
-    return table(["operation", "case", *dtypes], rows)
+    left = ((f"{row['operation']}, {row['case']}, {row['dtype']}", row.get("skipped")) for row in data)
+    return [*table(["operation", "case", *dtypes], rows), *reasons("Skipped", left)]
 
 
 def _verdict(row: Row) -> str:
     if "skipped" in row:
-        return f"skipped: {row['skipped']}"
+        return "skipped"
     if "error" in row:
         return f"**failed**: {row['error']}"
     largest = max((error for error in row["errors"] if error is not None), default=None)

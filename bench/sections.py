@@ -101,7 +101,10 @@ def describe(hardware: Mapping[str, Any]) -> str:
 
 
 def choices(sections: Sequence[Row]) -> list[str]:
-    """For each section "accuracy", in words, the settings that not all of its data set and split share."""
+    """For each section "accuracy", in words, the settings that not all of its data set and split share.
+
+    What is None is the recipe's, and not mentioned.
+    """
     told = []
     for section in sections:
         settings = section["settings"]
@@ -110,7 +113,9 @@ def choices(sections: Sequence[Row]) -> list[str]:
             if all(one[key] == section[key] for key in ("dataset", "split"))
         ]  # fmt: skip
         differing = [name for name in settings if any(other.get(name) != settings[name] for other in among)]
-        told.append(", ".join(f"{name.replace('_', ' ')} {settings[name]}" for name in differing))
+        told.append(
+            ", ".join(f"{name.replace('_', ' ')} {settings[name]}" for name in differing if settings[name] is not None)
+        )
     return told
 
 

@@ -169,7 +169,8 @@ def test_numbers_come_from_the_files(checkout: Path) -> None:
     assert "no room: CUDA graph" in steps
     assert "790 | 711 | 948 | 5" in chapter(checkout, "Ceilings of the device")
     right = chapter(checkout, "Kernels: are they right?")
-    assert "right, 4.0e-03 | skipped: for a reason | **failed**: RuntimeError: of a kind" in right
+    assert "right, 4.0e-03 | skipped | **failed**: RuntimeError: of a kind" in right
+    assert "* for a reason: inner_block, a, fp16" in right
     fast = chapter(checkout, "Kernels: how fast?")
     ours = "| forward | triton | 41.5 (39.4 to 45.7) | 7.0% | compile | 83.0 (78.8 to 91.3) | 166 | 2.00 |"
     assert ours in fast

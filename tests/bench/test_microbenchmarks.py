@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import io
 import json
 import os
 import subprocess
@@ -245,6 +246,16 @@ def test_the_worthiest_come_first() -> None:
         ("bf16", 0), ("bf16", 1), ("fp16", 0), ("fp32", 0), ("bf16", 2), ("fp16", 1), ("fp32", 1), ("fp16", 2),
         ("fp32", 2),
     ]  # fmt: skip
+
+
+def test_a_beaten_floor_is_a_warning() -> None:
+    case = CASES["inner_block"]
+    for bandwidth, beaten in ((1e-9, True), (1e9, False)):
+        ceilings = {"copy_gb_per_s": {"median": bandwidth}, "product_tflops": {"fp32": {"median": 1e9}}}
+        provider = by_name(case)["torch"]
+        console = Console(file=io.StringIO(), width=200)
+        kernels.show(console, [trial(case, provider).row(mode, ceilings) for mode in MODES])
+        assert ("measure again" in console.file.getvalue()) == beaten  # type: ignore[attr-defined]
 
 
 def test_what_time_does_not_allow_is_listed() -> None:
