@@ -4,8 +4,8 @@
     python -m bench.tune --dry-run [--out DIR]
 
 Tunes the rows of kernels/common/configurations.py for this GPU's architecture, one kernel at a time with the others as
-they are. pixels_to_patches, short_attention and distillation_loss choose their tiles in their own folders and are left
-out. --write puts the rows between the table's markers; --dry-run tries two candidates in the interpreter, where neither
+they are. The tiles of short_attention and distillation_loss follow from their shapes alone: nothing of them is tuned.
+--write puts the rows between the table's markers; --dry-run tries two candidates in the interpreter, where neither
 spills nor times mean anything, and writes no rows.
 """
 
@@ -41,7 +41,7 @@ def refusal(target: Target, settings: Settings, architecture: int) -> str | None
     with installed_row((target.kernel, target.widths, architecture), settings):
         try:
             shipped = importlib.import_module(f"titn.kernels.{operation}.triton").shipped(architecture)
-            mine = [c for c in shipped if c.kernel.split()[-1] == name and c.widths.startswith(target.compiled)]
+            mine = [c for c in shipped if c.kernel.split()[-1] == name and target.compiled in c.widths]
             found = [resources(compile_offline(c, architecture)) for c in mine]
         except Exception as error:
             return described(error)

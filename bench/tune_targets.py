@@ -6,18 +6,18 @@ import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from bench.kernel_cases import Case, block, mlp
+from bench.kernel_cases import Case, block, mlp, patches
 from bench.tune_rows import Settings
 from titn.kernels import inner_block, outer_block
 from titn.kernels.common.configurations import configuration
 
 PROGRAMS = "programs"  # of the grid: the one setting that the compiler does not see
-OPERATIONS = ("inner_block", "layernorm_mlp", "outer_block")
+OPERATIONS = ("inner_block", "pixels_to_patches", "layernorm_mlp", "outer_block")
 
 
 @dataclass(frozen=True)
 class Target:
-    """A row to tune: kernel and widths in the table, how its compilations' widths begin, the case that times it."""
+    """A row to tune: kernel and widths in the table, what its compilations' widths hold, the case that times it."""
 
     kernel: str
     widths: str
@@ -47,6 +47,16 @@ def targets(operations: Sequence[str], *, small: bool) -> list[Target]:
         rows = {"forward": (widths, forward), "mlp_backward": backward, "attention_backward": backward}
         for name, (key, choices) in rows.items():
             found.append(Target(f"inner_block.{name}", key, f"16x{channels} 4 heads", case, choices))
+    chunks = {"num_warps": (4, 8), "rows": (16, 32, 64, 128), "columns": (32, 64, 128)}
+    for widths, images, count, channels, width in (
+        ("16", 1024, 16, 12, 192),
+        ("32", 64, 196, 24, 384),
+        ("64", 64, 196, 40, 640),
+    ):
+        images, count = (2, 3) if small else (images, count)
+        case = patches(images, count, 16, channels, width, tokens=count + 2)
+        for name in ("forward", "backward"):
+            found.append(Target(f"pixels_to_patches.{name}", widths, f"x{channels} to ", case, chunks))
     wide = {
         "num_warps": (4, 8),
         "num_stages": (1, 2, 3),

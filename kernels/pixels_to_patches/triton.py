@@ -11,8 +11,8 @@ from titn.kernels.pixels_to_patches.backward import backward_kernel, reduce_kern
 from titn.kernels.pixels_to_patches.configuration import (
     REDUCE_BLOCK,
     REDUCE_ROWS,
-    Configuration,
-    configure,
+    Tile,
+    choose_tile,
     constants,
 )
 from titn.kernels.pixels_to_patches.forward import forward_kernel
@@ -32,13 +32,13 @@ def forward(
     out = torch.empty_like(patches)
     if out.numel() == 0:
         return out
-    c = configure(_architecture(pixels), length, channels, width, pixels.element_size())
-    grid = (triton.cdiv(images * t, c.forward_rows), c.tiles)
+    tile = choose_tile("forward", _architecture(pixels), length, channels, width, pixels.element_size())
+    grid = (triton.cdiv(images * t, tile.rows), tile.tiles)
     with torch.cuda.device_of(pixels):
         forward_kernel[grid](
             pixels, patches, ln_weight, ln_bias, weight, bias, out, images * t, eps,
-            **constants(c, c.forward_rows, n, t, length, channels, width), HAS_BIAS=bias is not None,
-            num_warps=c.warps, num_stages=1, enable_fp_fusion=True,
+            **constants(tile, n, t, length, channels, width), HAS_BIAS=bias is not None,
+            **tile.options, enable_fp_fusion=True,
         )  # fmt: skip
     return out
 
@@ -53,17 +53,16 @@ def backward(
     dgamma, dbeta = (pixels.new_empty(channels, dtype=torch.float32) for _ in range(2))
     dweight = pixels.new_empty(width, columns, dtype=torch.float32)
     dbias = pixels.new_empty(width, dtype=torch.float32)
-    c = configure(_architecture(pixels), length, channels, width, pixels.element_size())
-    chunks = triton.cdiv(length, c.pixels)
-    splits = c.splits(rows, chunks, _multiprocessors(pixels))
+    tile = choose_tile("backward", _architecture(pixels), length, channels, width, pixels.element_size())
+    chunks = triton.cdiv(length, tile.pixels)
+    splits = tile.splits(rows, chunks, _multiprocessors(pixels))
     part_weight = pixels.new_empty(splits, width, columns, dtype=torch.float32)
     part_bias = pixels.new_empty(splits, width, dtype=torch.float32)
-    part_norm = pixels.new_empty(splits * c.tiles * chunks, 2 * channels, dtype=torch.float32)
+    part_norm = pixels.new_empty(splits * tile.tiles * chunks, 2 * channels, dtype=torch.float32)
     with torch.cuda.device_of(pixels):
-        backward_kernel[chunks, c.tiles, splits](
+        backward_kernel[chunks, tile.tiles, splits](
             gradient, pixels, ln_weight, ln_bias, weight, dpixels, part_weight, part_bias, part_norm, rows, eps,
-            **constants(c, c.backward_rows, n, t, length, channels, width),
-            num_warps=c.warps, num_stages=1, enable_fp_fusion=True,
+            **constants(tile, n, t, length, channels, width), **tile.options, enable_fp_fusion=True,
         )  # fmt: skip
         blocks = triton.cdiv(width * columns, REDUCE_BLOCK) + triton.cdiv(width, REDUCE_BLOCK) + 1
         reduce_kernel[(blocks,)](
@@ -83,30 +82,33 @@ def shipped(arch: int) -> list[Compilation]:
         ("bf16", 2, 16, 40, 640, 196),
         ("fp32", 4, 16, 12, 192, 16),
     ):
-        found += _compilations(configure(arch, length, channels, width, size), dtype, length, channels, width, n)
+        forward_tile = choose_tile("forward", arch, length, channels, width, size)
+        backward_tile = choose_tile("backward", arch, length, channels, width, size)
+        found += _compilations(forward_tile, backward_tile, dtype, (n, n + 2, length, channels, width))
     return found
 
 
-def _compilations(c: Configuration, dtype: str, length: int, channels: int, width: int, n: int) -> list[Compilation]:
+def _compilations(
+    forward_tile: Tile, backward_tile: Tile, dtype: str, shape: tuple[int, int, int, int, int]
+) -> list[Compilation]:
+    _, _, length, channels, width = shape
     half = f"*{dtype}"
     parameters = dict.fromkeys(("gamma", "beta", "weight"), "*fp32")
     scalars = {"rows": "i32", "eps": "fp32"}
     parts = dict.fromkeys(("part_weight", "part_bias", "part_norm"), "*fp32")
     gradients = dict.fromkeys(("dweight", "dbias", "dgamma", "dbeta"), "*fp32")
-    options = {"num_warps": c.warps, "num_stages": 1}
     widths = f"{length}x{channels} to {width}" + (" fp32" if dtype == "fp32" else "")
-    shape = (n, n + 2, length, channels, width)
     forward = {"pixels": half, "patches": half, "bias": "*fp32", "out": half} | parameters | scalars
     backward = {"dout": half, "pixels": half, "dpixels": half} | parameters | parts | scalars
     reduce_constants = {"C": channels, "D": width, "K": length * channels, "ROWS": REDUCE_ROWS, "BLOCK": REDUCE_BLOCK}
     return [
         Compilation(
             "pixels_to_patches", "forward", forward_kernel, forward,
-            {**constants(c, c.forward_rows, *shape), "HAS_BIAS": True}, options, c.forward_rows, widths,
+            {**constants(forward_tile, *shape), "HAS_BIAS": True}, forward_tile.options, forward_tile.rows, widths,
         ),
         Compilation(
             "pixels_to_patches", "backward", backward_kernel, backward,
-            constants(c, c.backward_rows, *shape), options, c.backward_rows, widths,
+            constants(backward_tile, *shape), backward_tile.options, backward_tile.rows, widths,
         ),
         Compilation(
             "pixels_to_patches", "reduction", reduce_kernel,
