@@ -240,7 +240,7 @@ def accuracy(sections: Sequence[Mapping[str, Any]]) -> list[str]:
             data["dataset"], data["split"], choice or NONE, _teacher(data.get("teacher")), str(data["epochs"]),
             f"{len(data['runs'])} of {data['planned_seeds']}",
             *([f"{100 * data['mean']:.2f}%", interval(data["interval95"])] if data["runs"] else [NONE, NONE]),
-            NONE if data["target"] is None else f"{100 * data['target']:.2f}%", _reached(data["runs"]),
+            *([NONE, NONE] if data["target"] is None else [f"{100 * data['target']:.2f}%", _reached(data["runs"])]),
             data["note"] or "",
         ]
         for data, choice in zip(sections, choices(sections), strict=True)
