@@ -46,6 +46,7 @@ def test_operators_of_a_cpu(name: str, expected: str) -> None:
         ("Memcpy DtoD (Device -> Device)", "element-wise"),
         ("void at::native::multi_tensor_apply_kernel<at::native::FusedSgdMathFunctor<float, 3>>", "optimiser"),
         ("inner_forward", "fused kernels"),
+        ("attention_backward", "fused kernels"),
         ("loss_and_gradients", "fused kernels"),
     ],
 )
