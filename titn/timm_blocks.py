@@ -7,6 +7,7 @@ block does is timm 1.0.15 to 1.0.31, `timm.models.tnt.Block` and `timm.models.vi
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -42,7 +43,7 @@ OUTER = Stream("norm_out", "attn_out", "norm_mlp", "mlp", "outer_block")
 _WHOLE: dict[str, Callable[..., Tensor]] = {"inner_block": inner_block, "outer_block": outer_block}
 
 
-class _Fused(nn.Module):
+class _Fused(nn.Module, ABC):
     """What the two blocks share; `titn_kernels` and `titn_parts` are set by `titn.accelerate`.
 
     Attributes:
@@ -55,25 +56,25 @@ class _Fused(nn.Module):
     titn_kernels: str
     titn_parts: tuple[str, ...]
 
+    @abstractmethod
     def reason(self, part: str) -> str | None:
         """Why no fused operation computes what timm's modules of `part` compute in evaluation; None: one does."""
-        raise NotImplementedError
 
+    @abstractmethod
     def limit(self, part: str) -> str | None:
         """Why no Triton kernel has the sizes of `part`; None: one has."""
-        raise NotImplementedError
 
     def dropout(self, part: str) -> Any:
         """timm's dropout inside the attention or MLP `part`, on attention weights or hidden columns."""
         return dropouts(self._modules[part])[0]
 
+    @abstractmethod
     def operations(self, training: bool | None = None) -> Operations:
         """What computes each part, as the modules are now or as they would be after `train(training)`.
 
         Raises:
             UserError: a module of a replaced part is no longer what it was when it was replaced.
         """
-        raise NotImplementedError
 
     def _fused(self, part: str, training: bool | None) -> bool:
         """Whether a fused operation computes the attention or MLP `part`: it is replaced and drops nothing inside."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Any
 
 from torch import Tensor, nn
@@ -13,7 +14,7 @@ KERNELS = ("auto", "torch", "triton", "native")
 POOLS = ("mean", "token")
 
 
-class ImageTransformer(nn.Module):
+class ImageTransformer(nn.Module, ABC):
     """An image Transformer whose tokens are class token, N patches and, if `distilled`, a distillation token last.
 
     `forward` takes images `[B, in_channels, image_size, image_size]` and returns class logits `[B, num_classes]`. With
@@ -86,9 +87,9 @@ class ImageTransformer(nn.Module):
             if isinstance(module, (PixelLayer, PixelsToPatches, PatchLayer)):
                 module.kernels = name
 
+    @abstractmethod
     def forward_features(self, images: Tensor) -> Tensor:
         """Images [B, in_channels, H, W] to tokens [B, T, D] behind the last block (and the shared norm, if any)."""
-        raise NotImplementedError
 
     def forward_head(self, tokens: Tensor, pre_logits: bool = False) -> Tensor | tuple[Tensor, Tensor]:
         """Tokens [B, T, D] to logits, or to what the heads see, averaged over them: [B, D]."""
