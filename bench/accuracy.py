@@ -27,17 +27,17 @@ from scipy.stats import t as student_t  # type: ignore[import-untyped]
 from bench import options
 from bench.rehearsal import RESERVE, Deadline, fit_epochs, shortened
 from titn.config import TrainConfig, resolve
-from titn.datasets import Dataset, development_split, load_dataset
+from titn.data.dataset import Dataset, development_split, load_dataset
 from titn.errors import UserError, command
-from titn.experiment import check_name
-from titn.interrupt import Interrupted
 from titn.models import MODELS
 from titn.network import NetworkSpec
-from titn.parts import describe
-from titn.run import Run
 from titn.teacher import find_or_train_teacher, load_teacher
-from titn.teachers import TEACHERS
+from titn.teachers.architectures import TEACHERS
 from titn.train import train
+from titn.training.experiment import check_name
+from titn.training.interrupt import Interrupted
+from titn.training.run import Run
+from titn.training.switches import describe
 
 TARGETS = {"cifar100": 0.7471, "cifar10": 0.9203, "mnist": 0.9956}
 """Test top-1 of TITN in arXiv 2502.16762: the best epoch there, the last one here."""

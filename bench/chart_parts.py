@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
 from bench.sections import is_ours
-from titn.figure_style import style
+from titn.report.style import style
 
 Data = Mapping[str, Any]
 """A picture's facts: "device", in words, and the sections it draws."""

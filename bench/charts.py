@@ -21,10 +21,10 @@ from bench import chart_parts, charts_ceilings
 from bench.chart_parts import GREY, INK, OURS, STYLE, THEIRS, Data, new_figure, reach, thousands, two_families, whiskers
 from bench.charts_ceilings import roofline, scaling
 from bench.sections import choices, is_ours
-from titn import figure_style
-from titn.figure_style import shorten
+from titn.report import style
+from titn.report.style import shorten
 
-_DRAWN_BY = tuple(Path(str(module.__file__)) for module in (chart_parts, charts_ceilings, figure_style))
+_DRAWN_BY = tuple(Path(str(module.__file__)) for module in (chart_parts, charts_ceilings, style))
 
 
 def fingerprint(name: str, data: Data) -> str:

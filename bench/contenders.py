@@ -1,4 +1,4 @@
-"""Training steps to be timed: this project's forms of TITN and timm's TNT, all through `titn.trainer`'s own step.
+"""Training steps to be timed: this project's forms of TITN and timm's TNT, all through the trainer's own step.
 
 A step is `Trainer.train_step` on one fixed batch that lies on the device: forward, the loss with CutMix labels (TITN:
 also its distillation head against fixed hard labels), backward, SGD with momentum. Drawing batches and running a
@@ -21,14 +21,14 @@ from torch import Tensor, nn
 from bench.memory import storage_bytes
 from bench.sections import FAST
 from titn.config import TrainConfig, resolve
-from titn.datasets import Dataset
-from titn.meters import Tally
+from titn.data.dataset import Dataset
 from titn.models import create_model
 from titn.network import NetworkSpec
-from titn.parts import Parts, compile_reasons, select
 from titn.pipelines import Batch
-from titn.run import Run
-from titn.trainer import Trainer
+from titn.training.meters import Tally
+from titn.training.run import Run
+from titn.training.switches import Parts, compile_reasons, select
+from titn.training.trainer import Trainer
 
 SEED = 0
 CLASSES = 100

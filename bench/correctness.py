@@ -22,7 +22,7 @@ from bench.kernel_cases import MODES, Case, Inputs, cases
 from bench.kernel_cases import size as bytes_of
 from bench.record import described
 from titn.kernels.common.backend import BackendUnavailable, installed, interpreting
-from titn.parts import native_bfloat16
+from titn.training.switches import native_bfloat16
 
 SEED = 2024
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}

@@ -35,13 +35,13 @@ from rich.table import Table
 from bench.harvest_process import Outcome, Runner
 from bench.record import Record
 from bench.sections import describe
-from titn.datasets import DATASETS
+from titn.data.dataset import DATASETS
+from titn.data.known import KNOWN, find_known
 from titn.errors import OneLineParser, UserError, command
 from titn.files import write_atomic
-from titn.interrupt import Interrupted, StopRequest
 from titn.kernels.common.backend import installed, interpreting
-from titn.parts import compile_reasons, select_device
-from titn.sources import KNOWN, find_known
+from titn.training.interrupt import Interrupted, StopRequest
+from titn.training.switches import compile_reasons, select_device
 
 SEED = 2024
 SHARES = {

@@ -20,7 +20,7 @@ import torch
 from rich.console import Console
 
 from titn.files import write_atomic
-from titn.parts import native_bfloat16
+from titn.training.switches import native_bfloat16
 
 POISONED = 75
 DIED = "the process ended here"

@@ -35,7 +35,7 @@ from bench.rivals import Function, Refused
 from bench.timing import microseconds
 from titn.errors import OneLineParser, UserError, command
 from titn.kernels.common.backend import BackendUnavailable, installed, interpreting
-from titn.parts import select_device
+from titn.training.switches import select_device
 
 RIVAL_FACTOR = 10.0  # beyond this many times plain PyTorch's error a rival computes something else
 DTYPE_ORDER = ("bf16", "fp16", "fp32")

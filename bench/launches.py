@@ -29,7 +29,7 @@ from titn import create_model
 from titn.errors import OneLineParser, UserError, command
 from titn.kernels.common.backend import installed, interpreting
 from titn.models.layers import PatchLayer, PixelLayer
-from titn.parts import compile_reasons
+from titn.training.switches import compile_reasons
 
 SEED = 0
 _FREE = re.compile(

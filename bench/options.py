@@ -17,7 +17,7 @@ from rich.console import Console
 from bench.contenders import SEED
 from bench.record import RESULTS, Record
 from titn.errors import OneLineParser, UserError
-from titn.parts import native_bfloat16, select_device
+from titn.training.switches import native_bfloat16, select_device
 
 
 @dataclass(frozen=True)

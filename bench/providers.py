@@ -19,7 +19,7 @@ from bench import rivals
 from bench.kernel_cases import Case
 from bench.rivals import Attention, Function, Refused
 from titn.kernels.common.backend import interpreting
-from titn.parts import compile_reasons
+from titn.training.switches import compile_reasons
 
 Context = Callable[[], AbstractContextManager[Any]]
 BLOCKS = ("inner_block", "outer_block")

@@ -16,19 +16,19 @@ from rich.console import Console
 from torch import nn
 
 from bench.rounds import free, synchronize
-from titn.checkpoint import Position
 from titn.config import RunConfig, TeacherConfig, TrainConfig, resolve, settle_batch
-from titn.datasets import Dataset
-from titn.distillation import LiveTeacher, TeacherTargets
+from titn.data.dataset import Dataset
 from titn.errors import UserError
-from titn.meters import Tally
 from titn.network import NetworkSpec
-from titn.parts import Parts, select
 from titn.pipelines import EpochPlan
-from titn.run import Run
 from titn.teacher import load_teacher
-from titn.teachers import TEACHERS
-from titn.trainer import Trainer, augmentation_of
+from titn.teachers.architectures import TEACHERS
+from titn.training.checkpoint import Position
+from titn.training.meters import Tally
+from titn.training.run import Run
+from titn.training.switches import Parts, select
+from titn.training.targets import LiveTeacher, TeacherTargets
+from titn.training.trainer import Trainer, augmentation_of
 
 LONGEST_SECONDS = 15.0
 MOST_STEPS = 40

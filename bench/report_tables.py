@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from bench.sections import FAST, Row, arithmetic, choices, elsewhere, fastest, kernel_times, kernel_us, timed
-from titn.figure_style import shorten
+from titn.report.style import shorten
 
 NONE = "–"
 

@@ -25,8 +25,8 @@ from bench.rounds import Budget, free, fresh_compiler, images_per_second, prepar
 from bench.sections import arithmetic
 from bench.step_kinds import percent_by_kind
 from titn.errors import command
-from titn.parts import describe
 from titn.profile import profile_module
+from titn.training.switches import describe
 
 ROUNDS = 5
 _CEILING = {torch.bfloat16: "bf16", torch.float16: "fp16", None: "fp32"}

@@ -17,8 +17,8 @@ import torch
 from bench.contenders import TOY, Sizes, Step, all_contenders
 from bench.rounds import seconds_of
 from titn.errors import OneLineParser, UserError, command
-from titn.parts import select_device
 from titn.provenance import ROOT
+from titn.training.switches import select_device
 
 TIMEOUT_SECONDS = 600
 _PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}

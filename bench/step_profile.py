@@ -18,7 +18,7 @@ from bench.rounds import fresh_compiler, prepare
 from bench.step_kinds import operators
 from bench.waterfall import CPU_BATCH_SIZE, GPU_BATCH_SIZE, default_batch_size
 from titn.errors import UserError, command
-from titn.parts import describe
+from titn.training.switches import describe
 
 TOP = 25
 

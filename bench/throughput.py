@@ -30,7 +30,7 @@ from bench.rounds import (
 )
 from bench.starts import cold_and_warm, precision
 from titn.errors import command
-from titn.parts import describe
+from titn.training.switches import describe
 
 GPU_BATCH_SIZES = (64, 256, 1024, 4096)
 CPU_BATCH_SIZES = (64, 256)

@@ -2,8 +2,8 @@
 
     python -m bench.waterfall [--batch-size 1024] [--rounds 9] [--out DIR]
 
-Every switch is decided by `titn.parts` as in a training with `--fast`, and stays on for the ones that follow. One that
-does not run here is listed with the reason that `titn.parts` gives. Rounds are interleaved A B A B.
+Every switch is decided by `titn.training.switches` as in a training with `--fast`, and stays on for those that
+follow. One that does not run here is listed with its reason. Rounds are interleaved A B A B.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from bench.rounds import Budget, Ready, free, fresh_compiler, images_per_second,
 from titn.config import TrainConfig, flag
 from titn.errors import command
 from titn.kernels.common.backend import interpreting
-from titn.parts import Parts, describe, select
+from titn.training.switches import Parts, describe, select
 
 GPU_BATCH_SIZE, CPU_BATCH_SIZE, TOY_BATCH_SIZE = 1024, 64, 2
 ROUNDS = 9

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from titn.pipelines.geometry import FRACTION_BITS
-from titn.pipelines.operation_rows import Operation
+from titn.pipelines.policies.operation_rows import Operation
 
 _LUMA = (19595, 38470, 7471)  # ITU-R 601 weights of R, G, B in 1/65536, as Pillow converts RGB to L
 

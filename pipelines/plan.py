@@ -15,10 +15,10 @@ from typing import Literal, get_args
 import numpy as np
 from scipy.special import betaincinv  # type: ignore[import-untyped]
 
-from titn.pipelines.autoaugment import AutoAugmentRows
 from titn.pipelines.counter_random import Stream, uniforms, words
-from titn.pipelines.mnist import MnistRows
-from titn.pipelines.operation_rows import OperationRows
+from titn.pipelines.policies.autoaugment import AutoAugmentRows
+from titn.pipelines.policies.mnist import MnistRows
+from titn.pipelines.policies.operation_rows import OperationRows
 
 PLAN_VERSION = 1
 """Raised whenever the same arguments come to mean other pixels."""

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from titn.pipelines.batch import Batch
-from titn.pipelines.operation_rows import Operation, OperationRows
 from titn.pipelines.operations import OPERATIONS, crop_and_flip, paste_boxes
 from titn.pipelines.plan import EpochPlan, Mix
+from titn.pipelines.policies.operation_rows import Operation, OperationRows
 
 Indices = np.ndarray | Tensor | Sequence[int]
 """Integers on the host: an array, a CPU tensor or a list."""

@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import titn
 from titn.models import MODELS
-from titn.teachers import TEACHERS
+from titn.teachers.architectures import TEACHERS
 
 README = (Path(__file__).parents[1] / "README.md").read_text("utf-8")
 ROWS = re.findall(r"^\| `(\w+)` \| ([\d,]+) \| ([\d.]+) M \|", README, flags=re.MULTILINE)

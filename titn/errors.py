@@ -10,8 +10,8 @@ import sys
 from collections.abc import Callable
 from typing import NoReturn
 
-from titn.interrupt import Interrupted
 from titn.kernels.common.backend import BackendUnavailable
+from titn.training.interrupt import Interrupted
 
 
 class UserError(Exception):

@@ -9,14 +9,14 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from titn import checkpoint
-from titn.datasets import load_dataset
+from titn.data.dataset import load_dataset
 from titn.errors import OneLineParser, UserError, command
 from titn.metrics import classification_metrics
 from titn.network import load_network
-from titn.parts import select_device
-from titn.run import Run
-from titn.trainer import test_logits
+from titn.training import checkpoint
+from titn.training.run import Run
+from titn.training.switches import select_device
+from titn.training.trainer import test_logits
 
 
 def evaluate(

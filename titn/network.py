@@ -12,10 +12,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from titn.config import RunConfig, TrainConfig
-from titn.datasets import Dataset
+from titn.data.dataset import Dataset
 from titn.errors import UserError
 from titn.models import MODELS, create_model
-from titn.teachers import TEACHERS, create_teacher
+from titn.teachers.architectures import TEACHERS, create_teacher
 
 _KEY = "titn"
 

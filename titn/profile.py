@@ -24,7 +24,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from titn.errors import OneLineParser, UserError, command
 from titn.models import MODELS, ImageTransformer, create_model
-from titn.teachers import TEACHERS, create_teacher
+from titn.teachers.architectures import TEACHERS, create_teacher
 
 PAPER_TEACHER = "vgg16_bn"
 _PAPER_IMAGES = 1024

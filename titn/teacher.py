@@ -11,16 +11,16 @@ import torch
 from rich.console import Console
 from torch import nn
 
-from titn import checkpoint
 from titn.cli import parse
 from titn.config import TeacherConfig, TrainConfig, resolve
-from titn.datasets import Dataset
+from titn.data.dataset import Dataset
 from titn.errors import UserError, command
-from titn.experiment import Result, check_name, load_data, open_run, run_to_result, show_result
 from titn.network import NetworkSpec, load_network, read_spec
-from titn.parts import select
-from titn.run import Run
-from titn.teachers import TEACHERS, load_initial_weights
+from titn.teachers.architectures import TEACHERS, load_initial_weights
+from titn.training import checkpoint
+from titn.training.experiment import Result, check_name, load_data, open_run, run_to_result, show_result
+from titn.training.run import Run
+from titn.training.switches import select
 
 
 def train_teacher(

@@ -9,15 +9,15 @@ from rich.console import Console
 
 from titn.cli import parse
 from titn.config import TrainConfig
-from titn.datasets import Dataset
-from titn.distillation import LiveTeacher
+from titn.data.dataset import Dataset
 from titn.errors import command
-from titn.experiment import Result, check_name, load_data, open_run, run_to_result, show_result
 from titn.models import MODELS
 from titn.network import NetworkSpec
-from titn.parts import select
-from titn.run import Run
 from titn.teacher import find_or_train_teacher, load_teacher
+from titn.training.experiment import Result, check_name, load_data, open_run, run_to_result, show_result
+from titn.training.run import Run
+from titn.training.switches import select
+from titn.training.targets import LiveTeacher
 
 
 def train(config: TrainConfig, *, console: Console | None = None, dataset: Dataset | None = None) -> Result:

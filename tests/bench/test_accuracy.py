@@ -11,15 +11,15 @@ from rich.console import Console
 from safetensors.torch import load_file
 
 from bench import accuracy, rehearsal
-from titn import checkpoint
 from titn.config import TrainConfig, resolve, settle_batch
-from titn.datasets import development_split, load_dataset
+from titn.data.dataset import development_split, load_dataset
+from titn.data.splits import stratified_development_rows
 from titn.errors import UserError
 from titn.network import NetworkSpec
-from titn.parts import select
-from titn.run import Run
-from titn.splits import stratified_development_rows
 from titn.train import train
+from titn.training import checkpoint
+from titn.training.run import Run
+from titn.training.switches import select
 
 CPU = torch.device("cpu")
 QUIET = Console(quiet=True)

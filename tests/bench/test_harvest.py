@@ -20,8 +20,8 @@ from bench.harvest_process import Runner, wrong
 from bench.record import Record
 from bench.report import main as report
 from bench.sections import SECTIONS, read_results
-from titn.interrupt import Interrupted
 from titn.provenance import ROOT
+from titn.training.interrupt import Interrupted
 
 HOSTILE = """
 import os, signal, sys, time

@@ -12,8 +12,8 @@ from torch import nn
 
 from bench.launches import CASES, as_is
 from titn.kernels.common.backend import installed
-from titn.parts import compile_reasons
 from titn.provenance import ROOT
+from titn.training.switches import compile_reasons
 
 COMPILED = """
 import json, torch

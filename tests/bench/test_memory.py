@@ -5,7 +5,7 @@ import torch
 
 from bench.contenders import TOY, Contender, Step
 from bench.memory import peak_growth, storage_bytes
-from titn.parts import select_device
+from titn.training.switches import select_device
 
 MEGABYTE = 250_000
 """Float32 numbers in a megabyte."""

@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from bench import scaling
 from bench.contenders import TOY, Sizes, titn
 from bench.scaling import Grid
-from titn.parts import native_bfloat16
+from titn.training.switches import native_bfloat16
 
 CPU = torch.device("cpu")
 AMP = torch.bfloat16 if native_bfloat16(CPU) else None

@@ -8,7 +8,7 @@ import torch
 
 from bench import step_profile
 from titn.errors import UserError
-from titn.parts import native_bfloat16
+from titn.training.switches import native_bfloat16
 
 CPU = torch.device("cpu")
 AMP = torch.bfloat16 if native_bfloat16(CPU) else None

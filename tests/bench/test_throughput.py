@@ -15,7 +15,7 @@ from bench.contenders import TOY, Contender, Sizes, Step, all_contenders, fast_c
 from bench.record import statistic
 from bench.rounds import fresh_compiler, prepare, take_turns
 from bench.starts import cold_and_warm
-from titn.parts import native_bfloat16
+from titn.training.switches import native_bfloat16
 
 CPU = torch.device("cpu")
 AMP = torch.bfloat16 if native_bfloat16(CPU) else None

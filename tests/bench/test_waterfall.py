@@ -13,7 +13,7 @@ from bench import waterfall
 from bench.contenders import fast_contender, of_parts
 from titn.config import TrainConfig
 from titn.kernels.common.backend import interpreting
-from titn.parts import native_bfloat16, select
+from titn.training.switches import native_bfloat16, select
 
 CPU = torch.device("cpu")
 AMP = torch.bfloat16 if native_bfloat16(CPU) else None

@@ -9,8 +9,8 @@ from pillow import each, from_planes, grey, to_planes
 from torchvision.transforms import AutoAugment, AutoAugmentPolicy
 
 from titn.pipelines import Augmentation, EpochPlan, operations
-from titn.pipelines.autoaugment import CIFAR10_POLICY, OPERATIONS, SIGNED, AutoAugmentRows
-from titn.pipelines.operation_rows import Operation
+from titn.pipelines.policies.autoaugment import CIFAR10_POLICY, OPERATIONS, SIGNED, AutoAugmentRows
+from titn.pipelines.policies.operation_rows import Operation
 
 REFERENCE = AutoAugment(AutoAugmentPolicy.CIFAR10)
 

@@ -11,8 +11,8 @@ from torchvision.transforms import AutoAugment, AutoAugmentPolicy, Interpolation
 from torchvision.transforms.autoaugment import _apply_op
 
 from titn.pipelines import geometry, operations
-from titn.pipelines.autoaugment import BINS, OPERATIONS, SIGNED, magnitudes, operation_parameters
-from titn.pipelines.operation_rows import Operation
+from titn.pipelines.policies.autoaugment import BINS, OPERATIONS, SIGNED, magnitudes, operation_parameters
+from titn.pipelines.policies.operation_rows import Operation
 
 SIGNS = [(name, negative) for name in OPERATIONS for negative in ((False, True) if name in SIGNED else (False,))]
 MAGNITUDES = {name: range(1 if name in ("AutoContrast", "Equalize", "Invert") else BINS) for name in OPERATIONS}

@@ -6,8 +6,8 @@ from numpy.testing import assert_array_equal
 from scipy import stats
 
 from titn.pipelines import Augmentation, EpochPlan
-from titn.pipelines.autoaugment import CIFAR10_POLICY
 from titn.pipelines.counter_random import Stream, uniforms
+from titn.pipelines.policies.autoaugment import CIFAR10_POLICY
 
 SIZE = 50_000
 FULL = Augmentation(policy="cifar10", mix="cutmix")

@@ -13,7 +13,7 @@ from torch import Tensor
 from torchvision.transforms import functional as TF
 
 from titn.pipelines import Augmentation, Batch, EpochPlan, TorchPipeline, operations
-from titn.pipelines.operation_rows import Operation
+from titn.pipelines.policies.operation_rows import Operation
 
 MEAN, STD = (0.49, 0.48, 0.45), (0.247, 0.243, 0.262)
 SIZE = 1100

@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from titn.datasets import Dataset, load_dataset
+from titn.data.dataset import Dataset, load_dataset
 from titn.errors import UserError
 
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from titn.decode import decode_all
+from titn.data.decoding import decode_all
+from titn.data.splits import Source, Splits, stratified_test_rows
 from titn.errors import UserError
-from titn.splits import Source, Splits, stratified_test_rows
 
 _EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 _TEST_NAMES = ("test", "val", "valid", "validation")

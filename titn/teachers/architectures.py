@@ -4,7 +4,7 @@ Below 96 pixels torchvision's networks keep their layers and the shapes of their
 but shrink the image 8-fold, as is usual for CIFAR: ResNets and DenseNet get a stem of stride 1 and no max-pooling,
 MobileNetV3 stride 1 in its stem and its first down-sampling block, SqueezeNet a padded stem of stride 1. From 96 pixels
 on they are torchvision's own. VGG stays as it is, but where its feature map is 1x1 (32 to 63 pixels) it is folded
-(`titn.vgg`), which computes the same function.
+(`titn.teachers.vgg`), which computes the same function.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from torch import nn
 from torchvision import models
 
 from titn.errors import UserError
-from titn.state_dict import check_fit, read_state_dict
-from titn.vgg import CHANNELS, COPIES, REDUCTION, fold_weight, folded_vgg
+from titn.teachers.state_dict import check_fit, read_state_dict
+from titn.teachers.vgg import CHANNELS, COPIES, REDUCTION, fold_weight, folded_vgg
 
 _SMALL_BELOW = 96
 # DenseNet files older than torchvision 0.3 name the layers norm.1, conv.1, norm.2 and conv.2.
@@ -119,7 +119,7 @@ def create_teacher(
         num_classes: number of classes.
         in_channels: channels of an image, 1 or 3.
         image_size: height and width, in pixels; at least 32 for VGG, else 8.
-        fold: fold VGG where its feature map is 1x1 (`titn.vgg`); False: torchvision's layout.
+        fold: fold VGG where its feature map is 1x1 (`titn.teachers.vgg`); False: torchvision's layout.
 
     Raises:
         UserError: unknown name, neither 1 nor 3 channels, or images too small for the network.

@@ -12,18 +12,18 @@ from rich.table import Table
 from torch import nn
 
 from titn.config import RunConfig, resolve, settle_batch
-from titn.datasets import Dataset, load_dataset
-from titn.distillation import TeacherTargets
+from titn.data.dataset import Dataset, load_dataset
 from titn.errors import UserError
-from titn.interrupt import Interrupted
 from titn.metrics import classification_metrics
 from titn.network import NetworkSpec
-from titn.parts import Parts, describe
 from titn.profile import count_macs
 from titn.provenance import source_commit
 from titn.report import write_report
-from titn.run import Run
-from titn.trainer import Trainer
+from titn.training.interrupt import Interrupted
+from titn.training.run import Run
+from titn.training.switches import Parts, describe
+from titn.training.targets import TeacherTargets
+from titn.training.trainer import Trainer
 
 Config = TypeVar("Config", bound=RunConfig)
 

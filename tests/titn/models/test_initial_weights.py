@@ -9,7 +9,7 @@ import pytest
 import torch
 from foreign_weights import fill, message, reference, write
 
-from titn.teachers import TEACHERS, create_teacher, load_initial_weights
+from titn.teachers.architectures import TEACHERS, create_teacher, load_initial_weights
 
 PLAIN = [name for name in TEACHERS if not name.startswith("vgg") and name != "small_cnn"]
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from timm.models import tnt, vision_transformer
 from torch import nn
 
+from titn.accelerate.blocks import FusedTNTBlock, FusedViTBlock, Operations
 from titn.errors import UserError
-from titn.timm_blocks import FusedTNTBlock, FusedViTBlock, Operations
 
 KERNELS = ("auto", "torch", "triton")
 _FUSED: dict[type[nn.Module], type[FusedTNTBlock] | type[FusedViTBlock]] = {

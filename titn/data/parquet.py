@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from titn.decode import decode_all
+from titn.data.decoding import decode_all
 from titn.errors import UserError
 
 _IMAGE_COLUMNS = ("img", "image")

@@ -16,13 +16,13 @@ import torch
 from timm.models import tnt, vision_transformer
 from torch import Tensor, nn
 
+from titn.accelerate.checks import acts, attention_reason, dropouts, linear_reason, mlp_reason, norm_reason, size_limit
 from titn.errors import UserError
 from titn.kernels import inner_block, layernorm_mlp, outer_attention, outer_block, pixels_to_patches
 from titn.kernels.common.wide import WIDEST
 from titn.kernels.inner_block.op import LARGEST_CHANNELS, LARGEST_HEAD, LARGEST_LENGTH
 from titn.kernels.pixels_to_patches.configuration import MAX_CHANNELS, MAX_COLUMNS, MAX_WIDTH
 from titn.kernels.short_attention.op import MAX_HEAD_DIMENSION
-from titn.timm_checks import acts, attention_reason, dropouts, linear_reason, mlp_reason, norm_reason, size_limit
 
 Operations = dict[str, str | None]
 """The operation that computes each part of a block; None: timm's own modules."""

@@ -12,10 +12,10 @@ from typing import IO, Any
 
 from torch.utils.tensorboard import SummaryWriter
 
-from titn import checkpoint
 from titn.config import RunConfig, check, kind_of, read_yaml, to_yaml
 from titn.errors import UserError
 from titn.files import write_atomic
+from titn.training import checkpoint
 
 
 class Run:

@@ -8,7 +8,7 @@ import numpy as np
 
 from titn.pipelines import geometry
 from titn.pipelines.counter_random import Stream, uniforms
-from titn.pipelines.operation_rows import PARAMETERS, Operation, OperationRows
+from titn.pipelines.policies.operation_rows import PARAMETERS, Operation, OperationRows
 
 ROTATION_DEGREES = 30.0
 AFFINE_DEGREES = 20.0

@@ -19,9 +19,9 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
+from titn.data.splits import Source, Splits, channel_statistics
 from titn.errors import UserError
 from titn.files import sha256, write_atomic
-from titn.splits import Source, Splits, channel_statistics
 
 _VERSION = 1
 _ARRAYS = ("train_images", "train_labels", "test_images", "test_labels")

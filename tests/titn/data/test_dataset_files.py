@@ -19,8 +19,8 @@ from PIL import Image
 from stored_data import copy_shard, message, same
 from torchvision.transforms import functional
 
-from titn.datasets import load_dataset
-from titn.decode import fit
+from titn.data.dataset import load_dataset
+from titn.data.decoding import fit
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 

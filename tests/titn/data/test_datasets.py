@@ -14,10 +14,10 @@ from sklearn.datasets import load_digits
 from stored_data import message, same
 from torchvision.transforms import functional
 
-from titn.datasets import load_dataset
-from titn.decode import fit
-from titn.parquet import find_parquet
-from titn.splits import balanced_subset, channel_statistics, stratified_test_rows
+from titn.data.dataset import load_dataset
+from titn.data.decoding import fit
+from titn.data.parquet import find_parquet
+from titn.data.splits import balanced_subset, channel_statistics, stratified_test_rows
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 

@@ -7,9 +7,9 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision import models
 
-from titn.datasets import load_dataset
-from titn.teachers import TEACHERS, create_teacher
-from titn.vgg import fold_vgg
+from titn.data.dataset import load_dataset
+from titn.teachers.architectures import TEACHERS, create_teacher
+from titn.teachers.vgg import fold_vgg
 
 TORCHVISION = [name for name in TEACHERS if name != "small_cnn"]
 PLAIN = [name for name in TORCHVISION if not name.startswith("vgg")]

@@ -8,17 +8,17 @@ from pathlib import Path
 
 import numpy as np
 
-from titn.dataset_cache import digest, read_through_cache
-from titn.decode import resize_grey
-from titn.errors import UserError
-from titn.sources import KNOWN, check_classes, find_folder, find_known
-from titn.splits import (
+from titn.data.cache import digest, read_through_cache
+from titn.data.decoding import resize_grey
+from titn.data.known import KNOWN, check_classes, find_folder, find_known
+from titn.data.splits import (
     Splits,
     balanced_subset,
     channel_statistics,
     stratified_development_rows,
     stratified_test_rows,
 )
+from titn.errors import UserError
 
 DATASETS = ("digits", *KNOWN)
 _MAX_IMAGE_SIZE = 4096
@@ -69,7 +69,7 @@ class Dataset:
 def load_dataset(
     name: str, data_dir: str | Path | None = None, *, image_size: int = 32, limit_train: int | None = None
 ) -> Dataset:
-    """Read a data set; decoded images are kept in the user's cache folder (see `titn.dataset_cache`).
+    """Read a data set; decoded images are kept in the user's cache folder (see `titn.data.cache`).
 
     `digits` comes with scikit-learn. `mnist`, `cifar10` and `cifar100` are looked for in data_dir/NAME and data_dir, in
     torchvision's layout, as Hugging Face Parquet shards or as folders of images, and downloaded to data_dir where

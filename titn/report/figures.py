@@ -17,7 +17,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from titn.figure_style import shorten, style
+from titn.report.style import shorten, style
 
 MOST_TICK_LABELS = 20
 _INK = "#0a0b0c"  # stands for the page's text colour until the SVG is written

@@ -15,13 +15,13 @@ import pytest
 import torch
 from rich.console import Console
 
-from titn import checkpoint
 from titn.config import TeacherConfig, TrainConfig
 from titn.errors import UserError
 from titn.evaluate import evaluate, main
-from titn.run import Run
 from titn.teacher import train_teacher
 from titn.train import train
+from titn.training import checkpoint
+from titn.training.run import Run
 
 QUIET = Console(quiet=True)
 SMALL = TrainConfig(limit_train=64, depth=1, epochs=1, batch_size=32, teacher="none", device="cpu")
@@ -48,7 +48,7 @@ def test_the_command_prints_one_line_and_leaves_with_2(tmp_path: Path) -> None:
         ["titn.teacher", "--teacher", "vgg61"],
     ):
         command = [sys.executable, "-m", *arguments, *([] if "evaluate" in arguments[0] else ["--runs-dir", "r"])]
-        path = {"PYTHONPATH": str(Path(__file__).parents[2])}
+        path = {"PYTHONPATH": str(Path(__file__).parents[3])}
         done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env={**os.environ, **path})
         assert done.returncode == 2, done
         assert done.stderr.startswith("error: ")

@@ -15,11 +15,11 @@ from pathlib import Path
 import numpy as np
 from torchvision.datasets import CIFAR10, CIFAR100, MNIST
 
-from titn.decode import resize_colour, resize_grey
+from titn.data.decoding import resize_colour, resize_grey
+from titn.data.folders import find_image_folder
+from titn.data.parquet import ParquetSplit, find_parquet
+from titn.data.splits import Source, Splits
 from titn.errors import UserError
-from titn.image_folder import find_image_folder
-from titn.parquet import ParquetSplit, find_parquet
-from titn.splits import Source, Splits
 
 _CIFAR = {"cifar10": CIFAR10, "cifar100": CIFAR100}
 _DIGITS = tuple(str(digit) for digit in range(10))

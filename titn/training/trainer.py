@@ -13,21 +13,21 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
-from titn import checkpoint
-from titn.checkpoint import Position
 from titn.config import RunConfig, TrainConfig
-from titn.datasets import Dataset
-from titn.distillation import TeacherTargets
+from titn.data.dataset import Dataset
 from titn.errors import UserError
-from titn.interrupt import Interrupted, StopRequest
 from titn.kernels import distillation_loss
-from titn.meters import Tally, Throughput
 from titn.metrics import classification_metrics
 from titn.network import NetworkSpec
-from titn.optimization import build_optimizer, learning_rate
-from titn.parts import Parts
 from titn.pipelines import Augmentation, Batch, EpochPlan, TorchPipeline
-from titn.run import Run
+from titn.training import checkpoint
+from titn.training.checkpoint import Position
+from titn.training.interrupt import Interrupted, StopRequest
+from titn.training.meters import Tally, Throughput
+from titn.training.optimizers import build_optimizer, learning_rate
+from titn.training.run import Run
+from titn.training.switches import Parts
+from titn.training.targets import TeacherTargets
 
 
 class Trainer:

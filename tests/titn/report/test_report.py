@@ -18,7 +18,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 from torch import Tensor
 
-from titn.datasets import Dataset
+from titn.data.dataset import Dataset
 from titn.errors import UserError
 from titn.metrics import classification_metrics
 from titn.report import MISTAKES, WORST_CLASSES, write_report

@@ -13,15 +13,15 @@ import yaml
 from numpy.typing import NDArray
 from torch import Tensor
 
-from titn import report_page as page
 from titn.errors import UserError
-from titn.figure_style import shorten
 from titn.files import write_atomic
 from titn.metrics import confusion_matrix
-from titn.report_figures import confusion, curves
+from titn.report import page
+from titn.report.figures import confusion, curves
+from titn.report.style import shorten
 
 if TYPE_CHECKING:
-    from titn.datasets import Dataset
+    from titn.data.dataset import Dataset
 
 MISTAKES = 32
 WORST_CLASSES = 20

@@ -14,13 +14,13 @@ import torch
 from rich.console import Console
 from safetensors.torch import load_file
 
-from titn import checkpoint
 from titn.config import TeacherConfig, TrainConfig
 from titn.errors import UserError
 from titn.evaluate import evaluate
-from titn.run import Run
 from titn.teacher import train_teacher
 from titn.train import train
+from titn.training import checkpoint
+from titn.training.run import Run
 
 QUIET = Console(quiet=True)
 SMALL = TrainConfig(

@@ -1,0 +1,1 @@
+"""Augmentation policies: rows of operations for every image."""

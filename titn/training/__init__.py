@@ -1,0 +1,1 @@
+"""Training: one step, the loop around it, what is on, and the run folder."""
