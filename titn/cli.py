@@ -1,66 +1,101 @@
-"""The command line of the training commands: tyro's parsing, with one-line errors."""
+"""The command line of the training commands: a flag for every setting, grouped by subject."""
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
-import io
+import argparse
+import difflib
 import sys
-from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from titn.config import RunConfig, read_yaml, resolve
+import yaml
+from pydantic.fields import FieldInfo
+
+from titn.config import RunConfig, choices, flag, subjects
 from titn.errors import OneLineParser, UserError
 
 Config = TypeVar("Config", bound=RunConfig)
-_WITH_RESUME = ("--resume", "--runs-dir", "--device", "--help")
 
 
-def parse(cls: type[Config], argv: list[str] | None) -> Config:
-    """Parse `argv` over the values of its `--config` file and of the recipe for its `--dataset`.
-
-    `--help` shows these values and leaves.
+def parse(cls: type[Config], argv: list[str] | None = None) -> Config:
+    """The configuration that `argv` (default: the process's own) asks for; `--help` prints its values and leaves.
 
     Raises:
         UserError: one line, for an unknown flag, a value of the wrong type or an unreadable `--config`.
     """
-    try:
-        import tyro
-    except ImportError:
-        raise UserError("the command line needs the package tyro: pip install tyro") from None
-    arguments, prog = sys.argv[1:] if argv is None else argv, cls.program
-    first_look = OneLineParser(prog=prog, add_help=False, allow_abbrev=False)
-    first_look.add_argument("--config")
-    first_look.add_argument("--dataset")
-    first_look.add_argument("--resume")
-    seen, _ = first_look.parse_known_args(arguments)
-    if seen.resume:
-        for argument in arguments:
-            name = argument.split("=")[0].replace("_", "-")
-            if name.startswith("--") and name not in _WITH_RESUME:
-                raise UserError(f"--resume goes on with the run's own configuration: drop {name}")
-    values = read_yaml(Path(seen.config), cls) if seen.config else {}
-    default = resolve(cls(**(values | ({"dataset": seen.dataset} if seen.dataset else {}))))
-    printed = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(printed):
-            config = tyro.cli(cls, prog=prog, args=arguments, default=default)
-    except SystemExit as left:
-        if not left.code:
-            raise
-        raise UserError(_one_line(printed.getvalue(), prog)) from None
-    return dataclasses.replace(config, config=None)
+    arguments = sys.argv[1:] if argv is None else argv
+    asks_for_help = any(argument in ("-h", "--help") for argument in arguments)
+    parser = _parser(cls)
+    said, unknown = parser.parse_known_args([each for each in arguments if each not in ("-h", "--help")])
+    if unknown:
+        raise UserError(_unknown(cls, unknown[0]))
+    config = cls(**vars(said))
+    if asks_for_help:
+        _parser(cls, config).print_help()
+        raise SystemExit(0)
+    return config
 
 
-def _one_line(text: str, prog: str) -> str:
-    """tyro's boxed message as one line: what stands between its first two rules."""
-    body: list[str] = []
-    for line in text.splitlines()[1:]:
-        line = line.strip(" │|")
-        if set(line) & set("─-") and not set(line) - set("─-╭╮╰╯├┤"):
-            if body:
-                break
-        elif line:
-            body.append(line)
-    message = " ".join(body).split(" Got errors:")[0]
-    return f"{message} (see {prog} --help)"
+def _parser(cls: type[RunConfig], shown: RunConfig | None = None) -> argparse.ArgumentParser:
+    """A parser that leaves out what was not said; `shown` gives the values for its help."""
+    parser = OneLineParser(
+        prog=cls.program,
+        usage=f"{cls.program} [--dataset DATASET] [--fast] [--FLAG VALUE ...]",
+        description=f"{cls.__doc__} In brackets: what the flags given and the data set's recipe lead to.",
+        argument_default=argparse.SUPPRESS,
+        allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    for subject, fields in subjects(cls).items():
+        group = parser.add_argument_group(subject)
+        for name, field in fields.items():
+            value = "" if shown is None else f" [{_shown(shown, name)}]"
+            _add(group, name, field, f"{field.description}{value}".replace("%", "%%"))
+    return parser
+
+
+def _add(group: Any, name: str, field: FieldInfo, text: str) -> None:
+    if field.annotation is bool:
+        group.add_argument(flag(name), action=argparse.BooleanOptionalAction, help=text)
+    elif field.default_factory is dict or isinstance(field.default, dict):
+        group.add_argument(flag(name), nargs="+", action=_NamedValues, metavar="NAME=VALUE", help=text)
+    else:
+        words = "{" + ",".join(choices(field)) + "}" if choices(field) else name.rpartition("_")[2].upper()
+        optional = type(None) in getattr(field.annotation, "__args__", ())
+        group.add_argument(flag(name), metavar=words, type=_or_none if optional else str, help=text)
+
+
+class _NamedValues(argparse.Action):
+    """`name=value ...` as a dictionary; values are read as YAML."""
+
+    def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, *_: Any) -> None:
+        found = {}
+        for pair in values:
+            name, equals, value = pair.partition("=")
+            if not equals:
+                raise UserError(f"{self.option_strings[0]} takes name=value, not {pair!r}")
+            found[name.replace("-", "_")] = yaml.safe_load(value)
+        setattr(namespace, self.dest, found)
+
+
+def _or_none(text: str) -> str | None:
+    return None if text.lower() == "none" else text
+
+
+def _shown(config: RunConfig, name: str) -> str:
+    """The value of a setting in words."""
+    value = getattr(config, name)
+    if isinstance(value, dict):
+        return " ".join(f"{key}={each}" for key, each in value.items()) or "none"
+    if value == "auto" and name in ("batch_size", "lr"):
+        return f"auto, at most {config.recipe_batch_and_rate[name == 'lr']:g}"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return "none" if value is None else str(value)
+
+
+def _unknown(cls: type[RunConfig], argument: str) -> str:
+    name = argument.partition("=")[0]
+    flags = [flag(each) for each in cls.model_fields]
+    close = difflib.get_close_matches(name, flags, 1)
+    hint = f"did you mean {close[0]}?" if close else f"see {cls.program} --help"
+    return f"unknown argument {argument}; {hint}"

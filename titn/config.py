@@ -1,75 +1,97 @@
-"""Typed configuration: the same flat names in Python, in a YAML recipe and on the command line.
+"""Typed configuration: the same flat names in Python, in a YAML file and on the command line.
 
-A field left unset takes its value from the recipe of the data set (`recipes/NAME.yaml`, for teachers
-`recipes/NAME-teacher.yaml`); a folder of images takes `recipes/folder.yaml`. Precedence, lowest first: recipe,
-`--config` file, arguments.
+A configuration is complete as soon as it exists. What was not said comes from the recipe of the data set
+(`recipes/NAME.yaml`, for a folder of images `recipes/folder.yaml`), and what the recipe does not say from the defaults
+below, which are the paper's for CIFAR (arXiv 2502.16762, sections 3 and 4). Precedence, lowest first: defaults, recipe,
+`config` file, arguments. Every mistake is a UserError of one line.
 """
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
-import math
+import difflib
+import os
 import re
-import types
-import typing
-from dataclasses import dataclass
+from abc import abstractmethod
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar, get_args, get_origin
 
+import numpy as np
 import yaml
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, model_validator
+from pydantic.fields import FieldInfo
 
 from titn.errors import UserError
 
 RECIPES = Path(__file__).parent / "recipes"
+Auto = Literal["auto"]
 Switch = Literal["auto", "on", "off"]
-UNSET: Any = None
-"""Of a field that takes its value from the recipe."""
-ENOUGH_STEPS = 2000
-SMALLEST_BATCH = 32
+
+Whole = Annotated[int, Field(ge=1)]
+NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+AboveZero = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Share = Annotated[float, Field(ge=0, le=1)]
+FolderName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")]
 
 
-@dataclass(frozen=True)
-class RunConfig:
-    """What every training run has: data, schedule, device and the run folder."""
+class _Subject(BaseModel):
+    """Settings of one subject; `--help` lists them under the first line of the class's docstring."""
 
-    program: ClassVar[str]
-    recipe_suffix: ClassVar[str] = ""
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, validate_default=True)
+
+
+class DataSettings(_Subject):
+    """data"""
 
     dataset: str = "digits"
     """digits, mnist, cifar10, cifar100, or a folder with one sub-folder of images per class"""
     data_dir: str = "data"
     """where data sets are read from, and downloaded to where there is a network"""
-    image_size: int = UNSET
+    image_size: Annotated[int, Field(ge=1, le=1024)] = 32
     """images are brought to this height and width, in pixels"""
-    limit_train: int | None = None
-    """use only this many training images: a fixed subset, balanced over the classes"""
-    epochs: int = UNSET
-    """passes over the training set"""
-    batch_size: int | None = None
-    """images per step (default: the recipe's, fewer in a short training)"""
-    optimizer: Literal["sgd", "adam", "adamw", "rmsprop"] = UNSET
-    """SGD has momentum 0.9"""
-    lr: float | None = None
-    """peak learning rate, falling to zero along a cosine (default: the recipe's, less for smaller batches)"""
-    weight_decay: float = UNSET
-    """decay of all weights (adamw: decoupled)"""
-    warmup_epochs: float = UNSET
-    """linear warm-up at the start, in epochs"""
-    label_smoothing: float = UNSET
-    """of the cross-entropy with the true labels"""
-    augmentation: Literal["none", "cifar10", "mnist"] = UNSET
+    limit_train: Whole | None = None
+    """use only this many training images: a fixed subset, balanced over the classes; none: all"""
+
+
+class AugmentationSettings(_Subject):
+    """augmentation"""
+
+    augmentation: Literal["none", "cifar10", "mnist"] = "cifar10"
     """random policy after crop and flip: AutoAugment for CIFAR-10, the MNIST recipe, or none"""
-    crop_padding: int = UNSET
+    crop_padding: Annotated[int, Field(ge=0)] = 4
     """random crop after padding by this many pixels on each side; 0: no crop"""
-    flip: bool = UNSET
+    flip: bool = True
     """random horizontal flip"""
-    mix: Literal["none", "cutmix", "cutmix_batch", "mixup"] = UNSET
+    mix: Literal["none", "cutmix", "cutmix_batch", "mixup"] = "cutmix"
     """CutMix with a box per image, the paper's one box per batch, or MixUp"""
-    mix_alpha: float = UNSET
+    mix_alpha: AboveZero = 0.5
     """lam is drawn from Beta(alpha, alpha)"""
-    seed: int = 0
+
+
+class ScheduleSettings(_Subject):
+    """training"""
+
+    epochs: Whole = 600
+    """passes over the training set"""
+    batch_size: Whole | Auto = "auto"
+    """images per step; auto: the recipe's, fewer in a short training"""
+    optimizer: Literal["sgd", "adam", "adamw", "rmsprop"] = "sgd"
+    """SGD has momentum 0.9"""
+    lr: AboveZero | Auto = "auto"
+    """peak learning rate, falling to zero along a cosine; auto: the recipe's, less for smaller batches"""
+    weight_decay: NotNegative = 1e-4
+    """decay of all weights (adamw: decoupled)"""
+    warmup_epochs: NotNegative = 0.0
+    """linear warm-up at the start, in epochs"""
+    label_smoothing: Share = 0.0
+    """of the cross-entropy with the true labels"""
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """of initialisation, order and augmentation"""
+
+
+class SpeedSettings(_Subject):
+    """device and speed"""
+
     device: str = "auto"
     """auto, cpu, cuda or cuda:N"""
     fast: bool = False
@@ -78,12 +100,15 @@ class RunConfig:
     """automatic mixed precision; auto: off, with --fast bf16 where the device has it"""
     compile: Switch = "auto"
     """torch.compile; auto: off, with --fast on where there is a compiler"""
-    pipeline: Literal["auto", "torch", "dali", "triton"] = "auto"
-    """which backend applies the epoch plan to pixels"""
     cuda_graph: Switch = "auto"
     """replay the compiled step as a CUDA graph; auto: off, with --fast on where there is a GPU"""
-    name: str | None = None
-    """name of the run folder (default: data set, model and time)"""
+
+
+class FolderSettings(_Subject):
+    """run folder"""
+
+    name: FolderName | None = None
+    """name of the run folder; none: data set, model and time"""
     runs_dir: str = "runs"
     """folder of all run folders"""
     resume: str | None = None
@@ -91,95 +116,287 @@ class RunConfig:
     config: str | None = None
     """YAML file with any of these names"""
 
+
+class RunConfig(FolderSettings, SpeedSettings, AugmentationSettings, ScheduleSettings, DataSettings):
+    """What the training of a student and of a teacher have in common."""
+
+    program: ClassVar[str]
+    recipe_section: ClassVar[str]
+    _said: frozenset[str] = PrivateAttr(default=frozenset())
+
+    def __init__(self, **given: Any) -> None:
+        """Raises UserError for a value that is unknown, of the wrong type or out of range."""
+        unknown = [name for name in given if name not in type(self).model_fields]
+        if unknown:
+            close = difflib.get_close_matches(unknown[0], type(self).model_fields, 1)
+            hint = f"did you mean {close[0]}?" if close else f"it has {', '.join(sorted(type(self).model_fields))}"
+            raise UserError(f"{type(self).__name__} has no setting {unknown[0]!r}; {hint}")
+        given = {name: _plain(value) for name, value in given.items()}
+        file = read_yaml(Path(given["config"]), type(self)) if given.get("config") else {}
+        for name, value in (file | given).items():
+            if isinstance(value, bool) and type(self).model_fields[name].annotation is not bool:
+                raise UserError(f"{flag(name)} cannot be {value}")
+        recipe = recipe_for(str((file | given).get("dataset", "digits")), type(self))
+        for name in ("batch_size", "lr"):  # of the recipe's own length; see `titn.training.schedule`
+            recipe.pop(name, None)
+        try:
+            super().__init__(**(recipe | file | given | {"config": None}))
+        except ValidationError as error:
+            raise UserError(_one_line(error)) from None
+        self._said = frozenset(file | given) - {"config"}
+
+    @model_validator(mode="after")
+    def _settings_fit_together(self) -> Self:
+        if self.crop_padding > self.image_size:
+            raise UserError(f"--crop-padding {self.crop_padding} must not exceed the image size {self.image_size}")
+        return self
+
+    def changed(self, **values: Any) -> Self:
+        """A copy with other values, checked like any configuration."""
+        copy = type(self)(**({name: getattr(self, name) for name in type(self).model_fields} | values))
+        copy._said = self._said | values.keys()
+        return copy
+
     @property
+    def said(self) -> frozenset[str]:
+        """Names of the settings that were given in words, by an argument or a file, not by a recipe or a default."""
+        return self._said
+
+    @property
+    def without_effect(self) -> list[str]:
+        """Settings that were given but decide nothing beside the others, each with the reason."""
+        found = []
+        if "mix_alpha" in self.said and self.mix == "none":
+            found.append("--mix-alpha has no effect with --mix none")
+        if self.warmup_epochs >= self.epochs:
+            found.append(f"--warmup-epochs {self.warmup_epochs:g} is all of the training: --lr is never reached")
+        return found
+
+    @property
+    @abstractmethod
     def network(self) -> str:
         """Name of the network that this run trains."""
-        raise TypeError(f"{type(self).__name__} names no network")
-
-
-@dataclass(frozen=True)
-class TrainConfig(RunConfig):
-    """Train a student, distilled from a teacher."""
-
-    program: ClassVar[str] = "python -m titn.train"
-
-    model: str = UNSET
-    """titn, titn_large_patch, titn_authors, titn_patch4, tnt, deit or vit"""
-    depth: int | None = None
-    """number of blocks (default: the model's own)"""
-    pool: Literal["mean", "token"] | None = None
-    """class representation: mean over class and patch tokens, or the class token (default: the model's own)"""
-    teacher: str = UNSET
-    """name of a teacher (trained first, or taken from the runs folder), a teacher's run folder, or none"""
-    teacher_epochs: int | None = None
-    """epochs of a teacher that has to be trained first (default: as many as the student)"""
-    distillation: Literal["hard", "soft"] = UNSET
-    """targets: the teacher's decision, or its distribution"""
-    distillation_weight: float = UNSET
-    """weight of the teacher's term; the labels get the rest"""
-    temperature: float = UNSET
-    """of soft distillation"""
-    kernels: Literal["auto", "torch", "triton", "native"] = "auto"
-    """backend of the fused operations; auto: torch, with --fast the fastest that can run"""
-    teacher_cache: Switch = "auto"
-    """store the teacher's outputs; auto: off, with --fast on where it exists"""
 
     @property
-    def network(self) -> str:
-        return self.model
+    def network_options(self) -> dict[str, Any]:
+        """What the network has otherwise than its registry says."""
+        return {}
+
+    @property
+    def fused_kernels(self) -> str:
+        """Backend of the network's fused operations, as asked for."""
+        return "torch"
+
+    @property
+    def distils_from(self) -> str:
+        """The teacher, or none."""
+        return "none"
+
+    @property
+    def distillation_term(self) -> dict[str, Any]:
+        """Arguments of `distillation_objective` for a run with a teacher."""
+        return {"kind": "none"}
+
+    @property
+    def initial_weights(self) -> str | None:
+        """File of a state dict that training starts from."""
+        return None
+
+    def teacher_training(self) -> TeacherConfig:
+        """The training of the teacher that is asked for by name.
+
+        Raises:
+            UserError: this run has no teacher, or the settings for it do not fit.
+        """
+        raise UserError(f"{self.program} has no teacher")
+
+    @property
+    def recipe_batch_and_rate(self) -> tuple[int, float]:
+        """Batch size and learning rate that the recipe has for a training of its own length."""
+        recipe = {"batch_size": 1024, "lr": 0.1} | recipe_for(self.dataset, type(self))
+        return recipe["batch_size"], recipe["lr"]
 
 
-@dataclass(frozen=True)
-class TeacherConfig(RunConfig):
-    """Train a teacher."""
+class TeacherSettings(_Subject):
+    """teacher"""
 
-    program: ClassVar[str] = "python -m titn.teacher"
-    recipe_suffix: ClassVar[str] = "-teacher"
-
-    teacher: str = UNSET
+    teacher: str = "vgg16_bn"
     """densenet121, mobilenet_v3_large, resnet50, wide_resnet50_2, squeezenet1_1, vgg16, vgg16_bn, vgg19 or small_cnn"""
     init: str | None = None
     """torchvision state dict to start from (.pth or .safetensors)"""
+
+
+class TeacherConfig(TeacherSettings, RunConfig):
+    """Train a teacher."""
+
+    program: ClassVar[str] = "python -m titn.teacher"
+    recipe_section: ClassVar[str] = "teacher"
 
     @property
     def network(self) -> str:
         return self.teacher
 
+    @property
+    def initial_weights(self) -> str | None:
+        return self.init
+
+
+class StudentSettings(_Subject):
+    """student"""
+
+    model: str = "titn"
+    """titn, titn_large_patch, titn_authors, titn_patch4, tnt, deit or vit"""
+    depth: Whole | None = None
+    """number of blocks; none: the model's own"""
+    pool: Literal["mean", "token"] | None = None
+    """class representation: mean over class and patch tokens, or the class token; none: the model's own"""
+    kernels: Literal["auto", "torch", "triton"] = "auto"
+    """backend of the fused operations; auto: torch, with --fast the fastest that can run"""
+
+
+class DistillationSettings(_Subject):
+    """teacher"""
+
+    teacher: str = "vgg16_bn"
+    """name of a teacher (trained first, or taken from the runs folder), a teacher's run or weights, or none"""
+    teacher_epochs: Whole | None = None
+    """epochs of a teacher that has to be trained first; none: as many as the student"""
+    teacher_settings: dict[str, Any] = {}
+    """other settings of a teacher that has to be trained first: name=value, several allowed (in YAML a mapping)"""
+    distillation: Literal["hard", "soft"] = "hard"
+    """targets: the teacher's decision, or its distribution"""
+    distillation_weight: Share = 0.5
+    """weight of the teacher's term; the labels get the rest"""
+    temperature: AboveZero = 1.0
+    """of soft distillation"""
+
+
+class TrainConfig(DistillationSettings, StudentSettings, RunConfig):
+    """Train a student, distilled from a teacher."""
+
+    program: ClassVar[str] = "python -m titn.train"
+    recipe_section: ClassVar[str] = "student"
+
+    @property
+    def without_effect(self) -> list[str]:
+        found = super().without_effect
+        of_a_teacher = ("teacher_epochs", "teacher_settings", "distillation", "distillation_weight", "temperature")
+        if self.teacher == "none":
+            found += [f"{flag(name)} has no effect without a teacher" for name in of_a_teacher if name in self.said]
+        elif "temperature" in self.said and self.distillation == "hard":
+            found.append("--temperature has no effect with --distillation hard")
+        return found
+
+    @property
+    def network(self) -> str:
+        return self.model
+
+    @property
+    def network_options(self) -> dict[str, Any]:
+        options = {"depth": self.depth, "pool": self.pool}
+        return {name: value for name, value in options.items() if value is not None}
+
+    @property
+    def fused_kernels(self) -> str:
+        return self.kernels
+
+    @property
+    def distils_from(self) -> str:
+        return self.teacher
+
+    @property
+    def distillation_term(self) -> dict[str, Any]:
+        return {"kind": self.distillation, "weight": self.distillation_weight, "temperature": self.temperature}
+
+    def teacher_training(self) -> TeacherConfig:
+        students = ("dataset", "data_dir", "image_size", "limit_train", "teacher", "device", "runs_dir")
+        for name in students:
+            if name in self.teacher_settings:
+                raise UserError(f"--teacher-settings cannot have {name}: a teacher takes it from its student")
+        settings: dict[str, Any] = {name: getattr(self, name) for name in (*students, "fast", "amp")}
+        settings["seed"] = self.seed
+        settings["epochs"] = self.teacher_epochs or self.epochs
+        return TeacherConfig(**(settings | self.teacher_settings))
+
 
 Config = TypeVar("Config", bound=RunConfig)
 
-_SETTLED_LATER = ("batch_size", "lr")
-_MINIMUM = {
-    "image_size": 1, "limit_train": 1, "epochs": 1, "batch_size": 1, "depth": 1, "teacher_epochs": 1, "seed": 0,
-    "crop_padding": 0, "weight_decay": 0.0, "warmup_epochs": 0.0, "label_smoothing": 0.0, "distillation_weight": 0.0,
-}  # fmt: skip
-_ABOVE_ZERO = ("lr", "mix_alpha", "temperature")
-_MAXIMUM = {"label_smoothing": 1.0, "distillation_weight": 1.0, "seed": 2**63 - 1, "image_size": 1024}
-
 
 def flag(name: str) -> str:
-    """The command line's spelling of a field."""
+    """The command line's spelling of a setting."""
     return "--" + name.replace("_", "-")
 
 
+def subjects(cls: type[RunConfig]) -> dict[str, dict[str, FieldInfo]]:
+    """The settings of `cls` by subject, as `--help` shows them."""
+    found: dict[str, dict[str, FieldInfo]] = {}
+    for base in reversed(cls.__mro__):
+        if issubclass(base, _Subject) and not issubclass(base, RunConfig) and base is not _Subject:
+            found[str(base.__doc__)] = {name: cls.model_fields[name] for name in base.__annotations__}
+    return found
+
+
+def choices(field: FieldInfo) -> tuple[str, ...]:
+    """The words that a setting may have, none where it is free text or a number."""
+    return get_args(field.annotation) if get_origin(field.annotation) is Literal else ()
+
+
+def recipe_for(dataset: str, cls: type[RunConfig]) -> dict[str, Any]:
+    """What the data set's recipe says of a student's or a teacher's run where it differs from the defaults."""
+    if dataset in ("cifar10", "cifar100"):
+        return {}
+    path = RECIPES / f"{dataset}.yaml"
+    if not re.fullmatch(r"\w+", dataset) or not path.is_file():
+        path = RECIPES / "folder.yaml"
+    recipe = _load_yaml(path)
+    sections = {section: recipe.pop(section, None) or {} for section in ("student", "teacher")}
+    return recipe | sections[cls.recipe_section]
+
+
 def read_yaml(path: Path, cls: type[RunConfig]) -> dict[str, Any]:
-    """Fields from a YAML file; an unknown name or a wrong type is a UserError."""
+    """Settings from a YAML file; an unknown name is a UserError."""
     values = _load_yaml(path)
-    hints = {field.name: typing.get_type_hints(cls)[field.name] for field in dataclasses.fields(cls)}
     for name in values:
-        if name not in hints:
-            raise UserError(f"{path}: unknown name {name!r}; {cls.__name__} has {', '.join(sorted(hints))}")
-    return {name: _from_yaml(value, _choices(hints[name])) for name, value in values.items()}
+        if name not in cls.model_fields:
+            close = difflib.get_close_matches(str(name), cls.model_fields, 1)
+            hint = f"did you mean {close[0]}?" if close else f"it has {', '.join(sorted(cls.model_fields))}"
+            raise UserError(f"{path}: {cls.__name__} has no setting {name!r}; {hint}")
+    return {name: _from_yaml(value, cls.model_fields[name]) for name, value in values.items()}
 
 
-def kind_of(path: Path) -> type[RunConfig]:
-    """Whether a run's config.yaml is that of a student or of a teacher."""
-    return TrainConfig if "model" in _load_yaml(path) else TeacherConfig
+def stored_config(path: Path) -> RunConfig:
+    """The configuration that `to_yaml` wrote, of a student or of a teacher.
+
+    Raises:
+        UserError: the file is missing or damaged.
+    """
+    cls = TrainConfig if "model" in _load_yaml(path) else TeacherConfig
+    try:
+        return cls(**read_yaml(path, cls))
+    except UserError as error:
+        raise UserError(f"{path} is damaged: {error}") from None
+
+
+def to_yaml(config: RunConfig) -> str:
+    """The configuration as a YAML text that `--config` reads back."""
+    values = config.model_dump(exclude={"resume", "config"})
+    return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    """Refuses a mapping that names one key twice, of which YAML would silently keep the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.constructor.ConstructorError(None, None, f"{key!r} stands there twice", node.start_mark)
+        return super().construct_mapping(node, deep)
 
 
 def _load_yaml(path: Path) -> dict[str, Any]:
     try:
-        values = yaml.safe_load(path.read_text())
+        values = yaml.load(path.read_text("utf-8"), _UniqueKeys)
     except OSError as error:
         raise UserError(f"cannot read the configuration {path}: {error.strerror}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -191,113 +408,34 @@ def _load_yaml(path: Path) -> dict[str, Any]:
     return values
 
 
-def _from_yaml(value: Any, kinds: list[Any]) -> Any:
-    """YAML 1.1 reads 1e-4 as text and on and off as booleans; here they mean what they say."""
-    if isinstance(value, str) and float in kinds:
-        with contextlib.suppress(ValueError):
-            return float(value)
-    if isinstance(value, bool) and bool not in kinds:
-        return "on" if value else "off"
-    return value
+def _from_yaml(value: Any, field: FieldInfo) -> Any:
+    """YAML 1.1 reads on and off as booleans; as a switch they mean what they say."""
+    return ("on" if value else "off") if isinstance(value, bool) and "on" in choices(field) else value
 
 
-def recipe_for(dataset: str, cls: type[RunConfig]) -> dict[str, Any]:
-    """Values of the data set's recipe for a student's or a teacher's run."""
-    path = RECIPES / f"{dataset}{cls.recipe_suffix}.yaml"
-    if not re.fullmatch(r"\w+", dataset) or not path.is_file():
-        path = RECIPES / f"folder{cls.recipe_suffix}.yaml"
-    return read_yaml(path, cls)
+def _plain(value: Any) -> Any:
+    """numpy's numbers and paths as Python's own."""
+    if isinstance(value, np.generic):
+        return value.item()
+    return os.fspath(value) if isinstance(value, os.PathLike) else value
 
 
-def resolve(config: Config) -> Config:
-    """Fill the unset fields from `--config` and the recipe, but for `settle_batch`'s two, and check every value.
-
-    Raises:
-        UserError: a value is out of range or of the wrong type.
-    """
-    values = read_yaml(Path(config.config), type(config)) if config.config else {}
-    defaults = type(config)()
-    own = {
-        field.name: getattr(config, field.name)
-        for field in dataclasses.fields(config)
-        if getattr(config, field.name) != getattr(defaults, field.name)
-    }
-    dataset = own.get("dataset", values.get("dataset", config.dataset))
-    recipe = {name: value for name, value in recipe_for(dataset, type(config)).items() if name not in _SETTLED_LATER}
-    resolved = dataclasses.replace(defaults, **(recipe | values | own | {"config": None}))
-    check(resolved)
-    return resolved
-
-
-def settle_batch(config: Config, images: int) -> Config:
-    """Fill batch size and learning rate, where unset, from the recipe and the number of training images.
-
-    A recipe's batch is made for its own number of steps. A shorter training gets smaller batches, down to 32 images, so
-    that it has at least 2,000 steps; the learning rate shrinks with the square root of the batch (Krizhevsky,
-    arXiv 1404.5997). No batch has more images than the data set.
-    """
-    recipe = recipe_for(config.dataset, type(config))
-    batch, rate = config.batch_size, config.lr
-    if batch is None:
-        batch = min(recipe["batch_size"], max(SMALLEST_BATCH, images * config.epochs // ENOUGH_STEPS))
-    if rate is None:
-        rate = recipe["lr"] * min(1.0, batch / recipe["batch_size"]) ** 0.5
-    return dataclasses.replace(config, batch_size=min(batch, images), lr=rate)
-
-
-def check(config: RunConfig) -> None:
-    """Raise UserError for the first value that is missing, of the wrong type or out of range."""
-    hints = typing.get_type_hints(type(config))
-    for field in dataclasses.fields(config):
-        name, value = field.name, getattr(config, field.name)
-        if not _fits(value, hints[name]):
-            raise UserError(f"{flag(name)}: {value!r} is not {_describe(hints[name])}")
-        if value is None:
-            continue
-        if name in _MINIMUM and not value >= _MINIMUM[name]:
-            raise UserError(f"{flag(name)} must be at least {_MINIMUM[name]}, not {value}")
-        if name in _ABOVE_ZERO and not value > 0:
-            raise UserError(f"{flag(name)} must be above 0, not {value}")
-        if name in _MAXIMUM and not value <= _MAXIMUM[name]:
-            raise UserError(f"{flag(name)} must be at most {_MAXIMUM[name]}, not {value}")
-        if isinstance(value, float) and not math.isfinite(value):
-            raise UserError(f"{flag(name)} must be finite, not {value}")
-    if config.crop_padding > config.image_size:
-        raise UserError(f"--crop-padding {config.crop_padding} must not exceed the image size {config.image_size}")
-    if config.name is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}", config.name):
-        raise UserError(f"--name {config.name!r} must be a plain folder name of letters, digits, '.', '_' and '-'")
-
-
-def _choices(hint: Any) -> list[Any]:
-    """The alternatives of a union, without None."""
-    if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:
-        return [kind for kind in typing.get_args(hint) if kind is not type(None)]
-    return [hint]
-
-
-def _fits(value: Any, hint: Any) -> bool:
-    if value is None:
-        return types.NoneType in typing.get_args(hint)
-    for kind in _choices(hint):
-        if typing.get_origin(kind) is Literal:
-            fits = isinstance(value, str) and value in typing.get_args(kind)
-        elif kind in (int, float):
-            fits = isinstance(value, (int, kind)) and not isinstance(value, bool)
-        else:
-            fits = isinstance(value, kind)
-        if fits:
-            return True
-    return False
-
-
-def _describe(hint: Any) -> str:
-    words = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
-    return " or ".join(words.get(kind) or "one of " + ", ".join(typing.get_args(kind)) for kind in _choices(hint))
-
-
-def to_yaml(config: RunConfig) -> str:
-    """The configuration as a YAML text that `--config` reads back."""
-    values = {
-        name: value for name, value in dataclasses.asdict(config).items() if value is not None and name != "resume"
-    }
-    return yaml.safe_dump(values, sort_keys=False)
+def _one_line(error: ValidationError) -> str:
+    """The first mistake, with the flag's name and what would be right."""
+    first = error.errors(include_url=False)[0]
+    name, value = str(first["loc"][0]), first["input"]
+    told: Mapping[str, Any] = first.get("ctx", {})
+    for rule, words in (("ge", "at least"), ("gt", "above"), ("le", "at most"), ("lt", "below")):
+        if rule in told:
+            return f"{flag(name)} must be {words} {told[rule]:g}, not {value}"
+    if first["type"] == "finite_number":
+        return f"{flag(name)} must be finite, not {value}"
+    if first["type"] == "string_pattern_mismatch":
+        return f"{flag(name)} {value!r} must be a plain folder name of letters, digits, '.', '_' and '-'"
+    wanted = {
+        "literal_error": f"one of {told.get('expected', '')}".replace("'", "").replace(" or ", ", "),
+        "bool_type": "true or false", "bool_parsing": "true or false", "string_type": "text", "dict_type": "a mapping",
+        "int_type": "a whole number", "int_parsing": "a whole number", "int_from_float": "a whole number",
+        "float_type": "a number", "float_parsing": "a number",
+    }.get(first["type"], first["msg"].lower())  # fmt: skip
+    return f"{flag(name)} must be {wanted}, not {value!r}"

@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import argparse
-import errno
 import functools
+import os
 import signal
 import sys
 from collections.abc import Callable
 from typing import NoReturn
 
 from titn.kernels.common.backend import BackendUnavailable
-from titn.training.interrupt import Interrupted
 
 
 class UserError(Exception):
     """What is wrong and how to mend it, in one line."""
+
+
+class Interrupted(Exception):
+    """The run was asked to stop and has saved its state; `signal_number` is what asked."""
+
+    def __init__(self, signal_number: int, message: str) -> None:
+        super().__init__(message)
+        self.signal_number = signal_number
 
 
 class OneLineParser(argparse.ArgumentParser):
@@ -26,12 +33,16 @@ class OneLineParser(argparse.ArgumentParser):
 
 
 def command(main: Callable[[list[str] | None], None]) -> Callable[..., None]:
-    """Wrap a command's `main(argv)`: user errors and a full disk become `error: ...` on stderr and exit code 2."""
+    """Wrap a command's `main(argv)`: mistakes and failing files become `error: ...` on stderr and exit code 2."""
 
     @functools.wraps(main)
     def wrapped(argv: list[str] | None = None) -> None:
+        for stream in (sys.stdout, sys.stderr):
+            if hasattr(stream, "reconfigure"):  # what the terminal cannot show must not end a training
+                stream.reconfigure(errors="backslashreplace")
         try:
             main(argv)
+            sys.stdout.flush()
         except (UserError, BackendUnavailable) as error:
             message = str(error)
         except Interrupted as stopped:
@@ -40,12 +51,13 @@ def command(main: Callable[[list[str] | None], None]) -> Callable[..., None]:
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)
             raise SystemExit(128 + signal.SIGINT) from None
+        except BrokenPipeError:  # the reader has seen enough; Python flushes standard output once more as it leaves
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise SystemExit(128 + signal.SIGPIPE) from None
         except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
+            if error.errno is None:
                 raise
-            message = (
-                f"cannot write {error.filename or 'a file'}: {error.strerror}; free some space or choose another folder"
-            )
+            message = f"{error.filename or 'a file'}: {error.strerror}; free some space or choose another folder"
         else:
             return
         print("error: " + " ".join(message.split()), file=sys.stderr)

@@ -8,11 +8,12 @@ from pathlib import Path
 import torch
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
-from titn.data.dataset import load_dataset
+from titn.data.dataset import DATASETS, Dataset, load_dataset
 from titn.errors import OneLineParser, UserError, command
 from titn.metrics import classification_metrics
-from titn.network import load_network
+from titn.network import NetworkSpec, load_network
 from titn.training import checkpoint
 from titn.training.run import Run
 from titn.training.switches import select_device
@@ -24,6 +25,12 @@ def evaluate(
 ) -> dict[str, float]:
     """Scores of the run's newest checkpoint on its whole test set: top1, top5, and macro precision, recall and f1.
 
+    Args:
+        folder: the run's folder, or its name under `runs_dir`; it may have been moved or copied.
+        runs_dir: folder of run folders.
+        data_dir: where the data set lies, or the data set's own folder; by default where the run read it.
+        device: auto, cpu, cuda or cuda:N.
+
     Raises:
         UserError: no such run, no checkpoint, a damaged one, or the data set is not what the run was trained on.
     """
@@ -31,17 +38,28 @@ def evaluate(
     newest = run.newest_checkpoint()
     checkpoint.verify(newest)
     module, spec = load_network(newest / checkpoint.MODEL)
-    config = run.config()
-    dataset = load_dataset(
-        config.dataset, data_dir or config.data_dir, image_size=spec.image_size, limit_train=config.limit_train
-    )
-    if dataset.class_names != spec.class_names or dataset.mean != spec.mean or dataset.std != spec.std:
-        raise UserError(
-            f"{config.dataset} in {data_dir or config.data_dir} is not the data set that {folder} was trained on"
-        )
     where = select_device(device)
+    dataset = _dataset_of(run, spec, data_dir)
     logits = test_logits(module.to(where), dataset, where)
     return classification_metrics(logits, torch.from_numpy(dataset.test_labels))
+
+
+def _dataset_of(run: Run, spec: NetworkSpec, data_dir: str | None) -> Dataset:
+    config = run.config()
+    name, root = config.dataset, config.data_dir
+    if data_dir is not None:
+        root = data_dir
+        if name not in DATASETS:  # a folder of images: in data_dir under its own name, or data_dir itself
+            inside = Path(data_dir).expanduser() / Path(name).name
+            name = str(inside if inside.is_dir() else data_dir)
+    try:
+        dataset = load_dataset(name, root, image_size=spec.image_size, limit_train=config.limit_train)
+    except UserError as error:
+        hint = "" if data_dir else "; if the data has moved, say where it lies with --data-dir"
+        raise UserError(f"{error}{hint}") from None
+    if dataset.class_names != spec.class_names or dataset.mean != spec.mean or dataset.std != spec.std:
+        raise UserError(f"{name} in {root} is not the data set that {run.folder} was trained on")
+    return dataset
 
 
 @command
@@ -57,7 +75,7 @@ def main(argv: list[str] | None = None) -> None:
     if arguments.json:
         print(json.dumps({"run": str(Path(arguments.run)), **scores}))
         return
-    table = Table(title=str(arguments.run))
+    table = Table(show_header=False, title=Text(str(arguments.run)))
     for name, value in scores.items():
         table.add_row(name, f"{value:.4f}")
     Console().print(table)

@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from titn.config import RunConfig, TrainConfig
+from titn.config import RunConfig
 from titn.data.dataset import Dataset
 from titn.errors import UserError
+from titn.files import write_safetensors
 from titn.models import MODELS, create_model
 from titn.teachers.architectures import TEACHERS, create_teacher
 
@@ -37,10 +38,6 @@ class NetworkSpec:
     @classmethod
     def of(cls, config: RunConfig, dataset: Dataset) -> NetworkSpec:
         """The network that `config` asks for, sized for `dataset`."""
-        overrides: dict[str, Any] = {}
-        if isinstance(config, TrainConfig):
-            given = {"depth": config.depth, "pool": config.pool}
-            overrides = {name: value for name, value in given.items() if value is not None}
         return cls(
             name=config.network,
             num_classes=dataset.num_classes,
@@ -50,7 +47,7 @@ class NetworkSpec:
             class_names=dataset.class_names,
             mean=dataset.mean,
             std=dataset.std,
-            overrides=overrides,
+            overrides=config.network_options,
         )
 
     def build(self, kernels: str = "torch") -> nn.Module:
@@ -69,8 +66,7 @@ class NetworkSpec:
 
 def save_network(path: Path, module: nn.Module, spec: NetworkSpec) -> None:
     """Write the module's state dict as safetensors, with `spec` in its metadata."""
-    tensors = {name: tensor.detach().contiguous().cpu() for name, tensor in module.state_dict().items()}
-    save_file(tensors, path, metadata={"format": "pt", _KEY: json.dumps(asdict(spec))})
+    write_safetensors(path, module.state_dict(), {"format": "pt", _KEY: json.dumps(asdict(spec))})
 
 
 def read_spec(path: Path) -> NetworkSpec:

@@ -2,31 +2,52 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import logging
+import os
+import shlex
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
+from rich.text import Text
+from torch import nn
 
 from titn.cli import parse
-from titn.config import TrainConfig
-from titn.data.dataset import Dataset
-from titn.errors import command
-from titn.models import MODELS
+from titn.config import Config, RunConfig, TrainConfig, flag
+from titn.data.dataset import Dataset, load_dataset
+from titn.errors import Interrupted, UserError, command
+from titn.metrics import classification_metrics
 from titn.network import NetworkSpec
-from titn.teacher import find_or_train_teacher, load_teacher
-from titn.training.experiment import Result, check_name, load_data, open_run, run_to_result, show_result
-from titn.training.run import Run
-from titn.training.switches import select
+from titn.pipelines import Augmentation
+from titn.profile import count_macs
+from titn.provenance import source_commit
+from titn.report import write_report
+from titn.teachers.architectures import load_initial_weights
+from titn.teachers.find import TeacherSource, find_teacher, load_teacher
+from titn.training.optimizers import build_optimizer
+from titn.training.result import Result, show_result
+from titn.training.run import Run, RunInUse
+from titn.training.schedule import Schedule
+from titn.training.step import TrainStep, compile_network, distillation_objective
+from titn.training.switches import Switches, describe, select
 from titn.training.targets import LiveTeacher
+from titn.training.trainer import Trainer
+
+MAY_CHANGE = {"resume", "runs_dir", "device", "data_dir", "lr", "amp"}
+"""Settings that may be given with --resume."""
 
 
-def train(config: TrainConfig, *, console: Console | None = None, dataset: Dataset | None = None) -> Result:
-    """Train a student as `config` says (unset fields come from the data set's recipe).
+def train(config: RunConfig, *, console: Console | None = None, dataset: Dataset | None = None) -> Result:
+    """Train a student or a teacher; a student's teacher that is given by name is trained first, unless it is there.
 
-    A teacher given by name is trained first, unless its run is there already. Returns what result.json holds.
+    Whatever can be checked is checked before anything is written, and the run has its folder before anything long
+    begins.
 
     Args:
-        config: the configuration; `resume` continues a run folder.
+        config: a TrainConfig or a TeacherConfig; `resume` continues a run folder.
         console: where progress goes (default: standard output).
         dataset: the data set, where it is loaded already.
 
@@ -34,47 +55,246 @@ def train(config: TrainConfig, *, console: Console | None = None, dataset: Datas
         UserError: a mistake in the configuration, the data or the run folder.
         Interrupted: SIGINT or SIGTERM came; the run can be resumed.
     """
+    _one_process_only()
     console = console or Console()
     config, run = open_run(config)
-    check_name("model", config.network, MODELS)
-    console.print(f"Student [bold]{config.network}[/]", highlight=False)
-    parts = select(config)
-    parts.show(console)
-    dataset, config = load_data(config, console, dataset)
+    switches = select(config)
+    dataset = load_data(config, dataset)
+    schedule = Schedule.of(config, len(dataset.train_labels))
     torch.manual_seed(config.seed)
-    module = NetworkSpec.of(config, dataset).build(parts.kernels)
-    targets, teacher, teacher_top1 = None, None, None
-    if config.teacher != "none" and not getattr(module, "distilled", False):
-        console.print(f"{config.network} has no distillation token: it trains without a teacher", highlight=False)
-        config = replace(config, teacher="none")
-    if config.teacher != "none":
-        config = replace(config, teacher=find_or_train_teacher(config, dataset, console))
-        network, teacher, teacher_top1 = load_teacher(config.teacher, dataset)
-        targets = LiveTeacher(network.to(parts.device), config.distillation, parts.amp)
-    run = run or Run.create(config)
-    torch.manual_seed(config.seed)
-    return run_to_result(
-        config,
-        parts,
-        dataset,
-        run,
-        module,
-        console,
-        targets=targets,
-        teacher=teacher,
-        teacher_top1=teacher_top1,
+    spec = NetworkSpec.of(config, dataset)
+    module = spec.build(switches.kernels)
+    random_state = torch.get_rng_state()
+    macs = count_macs(module, dataset.channels, dataset.image_size)
+    can_distil = getattr(module, "distilled", False)
+    teacher = find_teacher(config, dataset) if config.distils_from != "none" and can_distil else None
+    announce(config, switches, dataset, schedule, teacher, console)
+    if run is None:
+        if config.initial_weights is not None:
+            console.print(Text(load_initial_weights(module, config.network, Path(config.initial_weights))))
+        check_room(config, module)
+        run = Run.create(config, identity(dataset))
+    else:
+        check_same_data(run, dataset)
+
+    with run:
+        run.reconfigure(config.changed(name=run.folder.name, batch_size=schedule.batch_size, lr=schedule.peak))
+        run.note({"commit": source_commit(), "device": describe(switches.device), "lr": schedule.peak})
+        targets, teacher_name, teacher_top1 = None, None, None
+        if teacher is not None:
+            path = trained(teacher, config, dataset, run, console)
+            network, teacher_name, teacher_top1 = load_teacher(path, dataset)
+            targets = LiveTeacher(network.to(switches.device), config.distillation_term["kind"], switches.amp)
+        torch.set_rng_state(random_state)
+        trainer = Trainer(
+            run,
+            build_step(config, switches, schedule, module, distils=targets is not None),
+            schedule,
+            dataset,
+            augmentation_of(config, schedule.batch_size),
+            seed=config.seed,
+            spec=spec,
+            targets=targets,
+            device=switches.device,
+            console=console,
+            program=config.program,
+        )
+        trainer.resume()
+        logits = trainer.fit()
+        progress = trainer.progress
+        result = Result(
+            run=str(run.folder),
+            **classification_metrics(logits, torch.from_numpy(dataset.test_labels)),
+            best_top1=progress.best_top1,
+            best_epoch=progress.best_epoch,
+            teacher=teacher_name,
+            teacher_top1=teacher_top1,
+            dataset=dataset.name,
+            classes=dataset.num_classes,
+            train_images=len(dataset.train_labels),
+            test_images=len(dataset.test_labels),
+            model=spec.name,
+            parameters=sum(parameter.numel() for parameter in module.parameters()),
+            macs=macs,
+            epochs=schedule.epochs,
+            batch_size=schedule.batch_size,
+            seed=config.seed,
+            images_per_second=progress.timed_images / max(progress.timed_seconds, 1e-9),
+            wall_seconds=progress.wall_seconds,
+            amp=str(switches.amp).removeprefix("torch.") if switches.amp else "off",
+            compile=switches.compile,
+            kernels=switches.kernels,
+            device=describe(switches.device),
+            torch=torch.__version__,
+            commit=source_commit(),
+        )
+        run.finish({name: value for name, value in asdict(result).items() if name != "run"})
+        write_report(run.folder, dataset, logits)
+    return result
+
+
+def build_step(
+    config: RunConfig, switches: Switches, schedule: Schedule, module: nn.Module, *, distils: bool
+) -> TrainStep:
+    """The training step of `config`; `module` goes to the device and is compiled as the switches say."""
+    module.to(switches.device)
+    optimizer = build_optimizer(config.optimizer, module, schedule.peak, config.weight_decay)
+    if switches.compile:
+        compile_network(module, "graph" if switches.cuda_graph else "blocks")
+    term: dict[str, Any] = config.distillation_term if distils else {"kind": "none"}
+    objective = distillation_objective(**term, label_smoothing=config.label_smoothing, backend=switches.kernels)
+    scaler = torch.amp.GradScaler(switches.device.type, enabled=switches.amp is torch.float16)
+    return TrainStep(module, optimizer, objective, amp=switches.amp, scaler=scaler, cuda_graph=switches.cuda_graph)
+
+
+def augmentation_of(config: RunConfig, batch_size: int) -> Augmentation:
+    """The augmentation that the configuration describes; the paper's CutMix needs to know the batch."""
+    return Augmentation(
+        crop_padding=config.crop_padding,
+        flip=config.flip,
+        policy=config.augmentation,
+        mix=config.mix,
+        mix_alpha=config.mix_alpha,
+        mix_batch=batch_size,
     )
+
+
+def open_run(config: Config) -> tuple[Config, Run | None]:
+    """The configuration to train with, and the run folder if an earlier run is to be continued.
+
+    Raises:
+        UserError: the run to continue is missing or of the other kind, or settings are given that it has already.
+    """
+    if config.resume is None:
+        return config, None
+    fixed = sorted(config.said - MAY_CHANGE)
+    if fixed:
+        raise UserError(f"--resume goes on with the run's own configuration: drop {flag(fixed[0])}")
+    run = Run.find(config.resume, config.runs_dir)
+    stored = run.config()
+    if not isinstance(stored, type(config)):
+        raise UserError(
+            f"{run.folder} is a run of {stored.program}: {stored.program} --resume {run.folder} continues it"
+        )
+    changes = {name: getattr(config, name) for name in config.said & MAY_CHANGE - {"resume", "runs_dir"}}
+    return stored.changed(**changes, runs_dir=str(run.folder.parent)), run
+
+
+def load_data(config: RunConfig, dataset: Dataset | None) -> Dataset:
+    """The configured data set, or the one given.
+
+    Raises:
+        UserError: it cannot be read, or the configuration asks for another than the one given.
+    """
+    if dataset is None:
+        return load_dataset(
+            config.dataset, config.data_dir, image_size=config.image_size, limit_train=config.limit_train
+        )
+    images = len(dataset.train_labels)
+    if config.image_size != dataset.image_size or config.limit_train not in (None, images):
+        raise UserError(
+            f"the data set given has {images} training images of {dataset.image_size} pixels, the configuration asks "
+            f"for {config.limit_train or 'all'} of {config.image_size}: leave limit_train out, and give image_size"
+        )
+    return dataset
+
+
+def announce(
+    config: RunConfig,
+    switches: Switches,
+    dataset: Dataset,
+    schedule: Schedule,
+    teacher: TeacherSource | None,
+    console: Console,
+) -> None:
+    """Say what is about to be done, and what of the settings does nothing."""
+    console.print(Text.assemble("Training ", (config.network, "bold")))
+    switches.show(console)
+    lines = [
+        f"{dataset.name}: {len(dataset.train_labels):,} training and {len(dataset.test_labels):,} test images, "
+        f"{dataset.num_classes} classes, {dataset.channels}x{dataset.image_size}x{dataset.image_size}",
+        f"{schedule.epochs} epochs, batch size {schedule.batch_size}, learning rate {schedule.peak:.3g}",
+    ]
+    if config.batch_size != "auto" and config.batch_size > schedule.batch_size:
+        lines.append(f"--batch-size {config.batch_size} is more than all training images: {schedule.batch_size} it is")
+    if teacher is None and config.distils_from != "none":
+        lines.append(f"{config.network} has no distillation token: it trains without a teacher")
+    lines += config.without_effect
+    if teacher is not None:
+        lines.append(f"Teacher: {teacher.path}" + (", to be trained first" if teacher.to_train else ""))
+        lines += teacher.notes
+    for line in lines:
+        console.print(Text(line), soft_wrap=True)
+
+
+def check_room(config: RunConfig, module: nn.Module) -> None:
+    """Raise UserError unless the disk has room for the checkpoints, up to three of weights and optimiser state."""
+    folder = next(each for each in (Path(config.runs_dir).expanduser().resolve(), *_parents(config)) if each.exists())
+    moments = 2 if config.optimizer in ("adam", "adamw") else 1
+    needed = 3 * (1 + moments) * sum(value.numel() * value.element_size() for value in module.state_dict().values())
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise UserError(
+            f"--runs-dir {config.runs_dir} has {free / 2**20:,.0f} MiB free, the checkpoints of this run need about "
+            f"{needed / 2**20:,.0f} MiB; free some space or choose another folder"
+        )
+
+
+def trained(teacher: TeacherSource, config: RunConfig, dataset: Dataset, run: Run, console: Console) -> Path:
+    """Path of the teacher, trained now if it has to be; one that another process is training is waited for."""
+    while teacher.to_train is not None:
+        try:
+            train(teacher.to_train, console=console, dataset=dataset)
+        except RunInUse:
+            _wait_for(teacher.path, console)
+        except Interrupted as stopped:
+            line = f"{config.program} --resume {shlex.quote(str(run.folder))}"
+            message = f"stopped while training the teacher, everything is saved; continue with: {line}"
+            raise Interrupted(stopped.signal_number, message) from None
+        teacher = find_teacher(config, dataset)
+    return teacher.path
+
+
+def _wait_for(folder: Path, console: Console) -> None:
+    """Wait until no other process holds the run in `folder`."""
+    run = Run.find(str(folder))
+    run.lock(waiting=lambda: console.print(Text(f"waiting for another process that trains {folder}"), soft_wrap=True))
+    run.close()
+
+
+def identity(dataset: Dataset) -> dict[str, Any]:
+    return {"fingerprint": dataset.fingerprint}
+
+
+def check_same_data(run: Run, dataset: Dataset) -> None:
+    """Raise UserError where the data set is not the one that the run was begun with."""
+    if run.dataset() != identity(dataset):
+        raise UserError(f"{dataset.name} has changed since {run.folder} was begun")
+
+
+def _parents(config: RunConfig) -> tuple[Path, ...]:
+    return tuple(Path(config.runs_dir).expanduser().resolve().parents)
+
+
+def _one_process_only() -> None:
+    count = os.environ.get("WORLD_SIZE", "1")
+    if count != "1":
+        raise UserError(
+            f"{count} processes were started (WORLD_SIZE), but one run is one process: start it without torchrun"
+        )
 
 
 @command
 def main(argv: list[str] | None = None) -> None:
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # on a CPU: that there is no CUDA
     console = Console()
     result = train(parse(TrainConfig, argv), console=console)
+    folder = shlex.quote(result.run)
     show_result(
         result,
         console,
-        ("Evaluate it again", f"python -m titn.evaluate {result.run}"),
-        ("Learning curves", f"tensorboard --logdir {result.run}/tensorboard"),
+        ("Evaluate it again", f"python -m titn.evaluate {folder}"),
+        ("Learning curves", f"tensorboard --logdir {folder}/tensorboard"),
     )
 
 

@@ -1,52 +1,118 @@
 """Configuration: precedence of recipe, file and arguments; every bad value is one line."""
 
+import math
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
 from titn.cli import parse
-from titn.config import RECIPES, TeacherConfig, TrainConfig, read_yaml, resolve, settle_batch, to_yaml
+from titn.config import RunConfig, TeacherConfig, TrainConfig, stored_config, to_yaml
 from titn.errors import UserError
+from titn.training.schedule import Schedule
 
 
-@pytest.mark.parametrize("dataset", ["digits", "mnist", "cifar10", "cifar100", "folder"])
+@pytest.mark.parametrize("dataset", ["digits", "mnist", "cifar10", "cifar100", "photos/of birds"])
 @pytest.mark.parametrize("cls", [TrainConfig, TeacherConfig])
-def test_recipes_are_complete(dataset: str, cls: type) -> None:
-    assert resolve(cls(dataset=dataset)).epochs >= 1
+def test_every_data_set_has_a_complete_recipe(dataset: str, cls: type[RunConfig]) -> None:
+    config = cls(dataset=dataset)
+    assert config.epochs >= 1
+    assert Schedule.of(config, 50_000).batch_size >= 32
 
 
 def test_the_recipes_of_the_paper_hold_its_settings() -> None:
     for dataset, epochs in (("cifar10", 600), ("cifar100", 600), ("mnist", 350)):
-        for unsettled in (resolve(TrainConfig(dataset=dataset)), resolve(TeacherConfig(dataset=dataset))):
-            config = settle_batch(unsettled, 50_000)
-            settings = (config.optimizer, config.lr, config.weight_decay, config.batch_size, config.epochs)
+        for config in (TrainConfig(dataset=dataset), TeacherConfig(dataset=dataset)):
+            schedule = Schedule.of(config, 50_000)
+            settings = (config.optimizer, schedule.peak, config.weight_decay, schedule.batch_size, schedule.epochs)
             assert settings == ("sgd", 0.1, 1e-4, 1024, epochs)
-    student = resolve(TrainConfig(dataset="cifar100"))
+    student = TrainConfig(dataset="cifar100")
     assert (student.model, student.teacher, student.distillation, student.distillation_weight) == (
         "titn", "vgg16_bn", "hard", 0.5,
     )  # fmt: skip
     assert (student.augmentation, student.mix, student.mix_alpha) == ("cifar10", "cutmix", 0.5)
 
 
-def test_arguments_beat_the_file_and_the_file_beats_the_recipe(tmp_path: Path) -> None:
-    file = tmp_path / "mine.yaml"
-    file.write_text("dataset: cifar10\nlr: 2e-2\nepochs: 7\nseed: 5\ncompile: off\n")
-    config = resolve(parse(TrainConfig, ["--config", str(file), "--epochs", "3", "--seed", "0"]))
-    assert (config.dataset, config.lr, config.epochs, config.seed) == ("cifar10", 0.02, 3, 0)
+MINE = "dataset: cifar10\nlr: 2e-2\nepochs: 7\nseed: 5\ncompile: off\nfast: true\n"
+
+
+@pytest.fixture
+def mine(tmp_path: Path) -> str:
+    (tmp_path / "mine.yaml").write_text(MINE)
+    return str(tmp_path / "mine.yaml")
+
+
+def test_arguments_beat_the_file_and_the_file_beats_the_recipe(mine: str) -> None:
+    config = parse(TrainConfig, ["--config", mine, "--epochs", "3"])
+    assert (config.dataset, config.lr, config.epochs, config.seed) == ("cifar10", 0.02, 3, 5)
     assert (config.compile, config.augmentation) == ("off", "cifar10")
+    assert config.said == {"dataset", "lr", "epochs", "seed", "compile", "fast"}
 
 
-def test_python_reads_the_same_file(tmp_path: Path) -> None:
-    file = tmp_path / "mine.yaml"
-    file.write_text("dataset: cifar10\nlr: 0.5\nepochs: 7\n")
-    config = resolve(TrainConfig(config=str(file), epochs=3))
-    assert (config.dataset, config.lr, config.epochs) == ("cifar10", 0.5, 3)
+def test_what_is_said_counts_even_where_it_equals_the_default(mine: str) -> None:
+    said = ["--seed", "0", "--dataset", "digits", "--no-fast", "--depth", "none", "--lr", "auto"]
+    python: dict[str, Any] = {"seed": 0, "dataset": "digits", "fast": False, "depth": None, "lr": "auto"}
+    for config in (parse(TrainConfig, ["--config", mine, *said]), TrainConfig(config=mine, **python)):
+        assert (config.seed, config.dataset, config.fast, config.depth, config.lr) == (0, "digits", False, None, "auto")
+        assert config.epochs == 7
+    assert TrainConfig().depth == 6
+    assert TrainConfig(depth=None).depth is None
 
 
-def test_a_resolved_configuration_survives_yaml(tmp_path: Path) -> None:
-    config = resolve(TrainConfig(dataset="mnist", amp="off", compile="off", limit_train=10))
+def test_a_configuration_survives_yaml(tmp_path: Path) -> None:
+    config = TrainConfig(
+        dataset="mnist", amp="off", compile="off", limit_train=10, depth=None, name="on", teacher_settings={"lr": 0.1}
+    )  # fmt: skip
     (tmp_path / "config.yaml").write_text(to_yaml(config))
-    assert TrainConfig(**read_yaml(tmp_path / "config.yaml", TrainConfig)) == config
+    assert stored_config(tmp_path / "config.yaml").model_dump() == config.model_dump()
+
+
+def test_numbers_of_numpy_and_paths_are_taken_as_what_they_are(tmp_path: Path) -> None:
+    config = TrainConfig(epochs=np.int64(3), lr=np.float32(0.5), runs_dir=tmp_path, flip=np.bool_(True))
+    assert (config.epochs, config.lr, config.runs_dir, config.flip) == (3, 0.5, str(tmp_path), True)
+    assert type(config.epochs) is int
+    assert "epochs: 3\n" in to_yaml(config)
+
+
+def test_settings_for_a_teacher_reach_it() -> None:
+    config = parse(
+        TrainConfig, ["--teacher-settings", "lr=0.5", "optimizer=sgd", "mix=cutmix", "--teacher-epochs", "3"]
+    )
+    teacher = config.teacher_training()
+    assert (teacher.lr, teacher.optimizer, teacher.mix, teacher.epochs, teacher.seed) == (0.5, "sgd", "cutmix", 3, 0)
+    with pytest.raises(UserError, match="takes it from its student"):
+        TrainConfig(teacher_settings={"dataset": "mnist"}).teacher_training()
+    with pytest.raises(UserError, match="did you mean optimizer"):
+        TrainConfig(teacher_settings={"optimiser": "sgd"}).teacher_training()
+
+
+def test_a_setting_that_decides_nothing_is_said_to() -> None:
+    assert parse(TrainConfig, ["--temperature", "4"]).without_effect == [
+        "--temperature has no effect with --distillation hard"
+    ]
+    alone = parse(TrainConfig, ["--teacher", "none", "--distillation", "soft", "--mix-alpha", "1"])
+    assert alone.without_effect == [
+        "--mix-alpha has no effect with --mix none", "--distillation has no effect without a teacher",
+    ]  # fmt: skip
+    assert TrainConfig(epochs=2, warmup_epochs=10).without_effect == [
+        "--warmup-epochs 10 is all of the training: --lr is never reached"
+    ]
+    assert TrainConfig().without_effect == []
+
+
+@pytest.mark.parametrize("width", ["80", "140"])
+def test_help_shows_what_the_recipe_gives(
+    width: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", width)
+    with pytest.raises(SystemExit) as left:
+        parse(TrainConfig, ["--dataset", "cifar100", "--epochs", "7", "--help"])
+    assert left.value.code == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    for words in ("[cifar100]", "[7]", "[auto, at most 1024]", "[vgg16_bn]", "[cutmix]", "linear warm-up"):
+        assert words in shown
+    assert "None" not in shown
 
 
 @pytest.mark.parametrize(
@@ -55,7 +121,7 @@ def test_a_resolved_configuration_survives_yaml(tmp_path: Path) -> None:
         (["--epochs", "0"], "--epochs must be at least 1"),
         (["--epochs", "many"], "--epochs"),
         (["--batch-size", "-4"], "--batch-size must be at least 1"),
-        (["--lr", "nan"], "--lr must be above 0"),
+        (["--lr", "nan"], "--lr must be finite"),
         (["--lr", "inf"], "--lr must be finite"),
         (["--seed", "-1"], "--seed must be at least 0"),
         (["--distillation-weight", "1.5"], "--distillation-weight must be at most 1"),
@@ -65,12 +131,16 @@ def test_a_resolved_configuration_survives_yaml(tmp_path: Path) -> None:
         (["--amp", "fp8"], "--amp"),
         (["--no-such-flag", "1"], "--no-such-flag"),
         (["--epochs"], "--epochs"),
+        (["--epoch", "3"], "did you mean --epochs?"),
+        (["--epochs", "2.5"], "--epochs must be a whole number, not '2.5'"),
+        (["--teacher-settings", "lr"], "takes name=value"),
+        (["--crop-padding", "40"], "--crop-padding 40 must not exceed"),
         (["--config", "no-such.yaml"], "no-such.yaml"),
     ],
 )
 def test_bad_arguments_are_one_line(arguments: list[str], words: str) -> None:
     with pytest.raises(UserError) as raised:
-        resolve(parse(TrainConfig, arguments))
+        parse(TrainConfig, arguments)
     assert words in str(raised.value)
     assert "\n" not in str(raised.value)
 
@@ -78,7 +148,10 @@ def test_bad_arguments_are_one_line(arguments: list[str], words: str) -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("epoch: 3\n", "unknown name 'epoch'"),
+        ("epoch: 3\n", "no setting 'epoch'; did you mean epochs"),
+        ("epochs: 3\nepochs: 4\n", "twice"),
+        ("epochs: yes\n", "--epochs cannot be True"),
+        ("name: yes\n", "--name cannot be True"),
         ("- 3\n", "name: value"),
         ("epochs: [1\n", "not valid YAML"),
         ("epochs: three\n", "--epochs"),
@@ -92,18 +165,27 @@ def test_a_bad_file_is_one_line(tmp_path: Path, text: str, words: str) -> None:
         parse(TrainConfig, ["--config", str(file)])
 
 
-def test_each_recipe_names_only_known_fields() -> None:
-    for path in RECIPES.glob("*.yaml"):
-        cls = TeacherConfig if path.stem.endswith("-teacher") else TrainConfig
-        assert read_yaml(path, cls)
+@pytest.mark.parametrize("values", [{"epochs": True}, {"flip": "maybe"}, {"dataset": None}, {"lr": float("nan")}])
+def test_a_bad_value_from_python_is_one_line(values: dict[str, Any]) -> None:
+    (name,) = values
+    with pytest.raises(UserError, match=f"--{name}"):
+        TrainConfig(**values)
+    with pytest.raises(UserError, match="did you mean optimizer"):
+        TeacherConfig(optimiser="sgd")
 
 
 def test_a_short_training_gets_smaller_batches_and_rates_unless_told() -> None:
-    short = settle_batch(resolve(TrainConfig(dataset="mnist", epochs=1)), 6000)
+    short = Schedule.of(TrainConfig(dataset="mnist", epochs=1), 6000)
     assert short.batch_size == 32
-    assert short.lr == pytest.approx(0.1 * (32 / 1024) ** 0.5)
-    middle = settle_batch(resolve(TrainConfig(dataset="mnist", epochs=20)), 60_000)
-    assert middle.batch_size == 600
-    told = settle_batch(resolve(TrainConfig(dataset="mnist", epochs=1, batch_size=1024, lr=0.3)), 6000)
-    assert (told.batch_size, told.lr) == (1024, 0.3)
-    assert settle_batch(told, 100).batch_size == 100
+    assert short.peak == pytest.approx(0.1 * (32 / 1024) ** 0.5)
+    assert Schedule.of(TrainConfig(dataset="mnist", epochs=20), 60_000).batch_size == 600
+    told = TrainConfig(dataset="mnist", epochs=1, batch_size=1024, lr=0.3)
+    assert Schedule.of(told, 6000) == Schedule(1024, 5, 1, 0.3)
+    assert Schedule.of(told, 100).batch_size == 100
+
+
+def test_the_rate_warms_up_and_falls_along_a_cosine_to_zero() -> None:
+    schedule = Schedule(batch_size=4, steps=10, epochs=3, peak=0.5, warmup_epochs=1.0)
+    rates = [schedule.rate(step) for step in range(schedule.total_steps + 1)]
+    assert rates[:10] == pytest.approx([0.5 * (step + 1) / 11 for step in range(10)])
+    assert rates[10:] == pytest.approx([0.25 * (1 + math.cos(math.pi * step / 20)) for step in range(21)])

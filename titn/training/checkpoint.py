@@ -1,66 +1,105 @@
-"""Checkpoints: model in safetensors; optimiser, random generators and plan position beside it; no pickle anywhere.
+"""Checkpoints: model in safetensors; optimiser, random generators and progress beside it; no pickle anywhere.
 
 `checkpoints/epoch-0003` is the state after three epochs, `checkpoints/epoch-0003-step-000012` after twelve steps of the
-fourth. The last two are kept, and the one that the link `best` names.
+fourth. The last two are kept, and the one that was best.
 """
 
 from __future__ import annotations
 
 import json
+import re
 import shutil
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import nn
 
 from titn.errors import UserError
-from titn.files import folder_atomic, sha256
+from titn.files import folder_atomic, sha256, write_safetensors
 from titn.network import NetworkSpec, load_weights, save_network
 
 MODEL = "model.safetensors"
 _STATE = "state.safetensors"
 _MANIFEST = "state.json"
-_FORMAT = 1
+_FORMAT = 2
 _KEPT = 2
+_NAME = re.compile(r"epoch-(\d{4,})(?:-step-(\d{6,}))?")
 
 
-@dataclass(frozen=True)
-class Position:
-    """Completed epochs, and steps completed of the epoch after them."""
+@dataclass
+class Progress:
+    """How far a training is, and what it needs to go on besides tensors.
 
-    epoch: int
+    Attributes:
+        epoch: completed epochs.
+        step: completed steps of the epoch after them.
+        best_top1: highest accuracy at the end of an epoch; -1 before the first.
+        best_epoch: where it was reached; 0 before the first.
+        wall_seconds: of all of the training so far.
+        timed_seconds, timed_images: of the steps that count for images per second.
+        epoch_images, epoch_sums: of the epoch begun; see `TrainStep`.
+        scaler: state of the gradient scaler, empty without one.
+    """
+
+    epoch: int = 0
     step: int = 0
+    best_top1: float = -1.0
+    best_epoch: int = 0
+    wall_seconds: float = 0.0
+    timed_seconds: float = 0.0
+    timed_images: int = 0
+    epoch_images: int = 0
+    epoch_sums: list[float] = field(default_factory=lambda: [0.0, 0.0, 0.0])
+    scaler: dict[str, Any] = field(default_factory=dict)
 
     @property
     def folder(self) -> str:
+        """Name of the checkpoint of this state."""
         return f"epoch-{self.epoch:04d}" + (f"-step-{self.step:06d}" if self.step else "")
+
+    def to_json(self) -> dict[str, Any]:
+        """As stored in a checkpoint."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, stored: dict[str, Any]) -> Progress:
+        """As `to_json` gave it.
+
+        Raises:
+            KeyError: a field is missing.
+        """
+        return cls(**{each.name: stored[each.name] for each in fields(cls)})
 
 
 def folders(root: Path) -> list[Path]:
-    """All complete checkpoints under `root`, oldest first."""
-    found = (path for path in root.glob("epoch-*") if path.is_dir() and not path.is_symlink())
-    return sorted(found, key=lambda path: path.name)
+    """All complete checkpoints under `root`, oldest first; folders with other names are not ours."""
+    found = []
+    for path in root.iterdir() if root.is_dir() else ():
+        name = _NAME.fullmatch(path.name)
+        if name and path.is_dir() and not path.is_symlink():
+            found.append((int(name[1]), int(name[2] or 0), path))
+    return [path for _, _, path in sorted(found)]
+
+
+def newest(root: Path) -> Path | None:
+    """The latest checkpoint under `root`, if there is one."""
+    found = folders(root)
+    return found[-1] if found else None
 
 
 def save(
-    root: Path,
-    position: Position,
-    module: nn.Module,
-    spec: NetworkSpec,
-    optimizer: torch.optim.Optimizer,
-    progress: dict[str, Any],
-    *,
-    best: bool = False,
+    root: Path, progress: Progress, module: nn.Module, spec: NetworkSpec, optimizer: torch.optim.Optimizer
 ) -> Path:
-    """Write one checkpoint atomically, mark it as best if told, and remove the ones no longer kept.
+    """Write one checkpoint atomically and remove the ones no longer kept.
 
-    `progress` is JSON: what the trainer needs besides tensors.
+    Raises:
+        OSError: it cannot be written; the checkpoints there were stay as they are.
     """
-    target = root / position.folder
+    target = root / progress.folder
     if not target.exists():
         state = optimizer.state_dict()
         tensors = {f"rng.{name}": value for name, value in _rng_state().items()}
@@ -68,54 +107,47 @@ def save(
         for index, values in state["state"].items():
             for key, value in values.items():
                 if isinstance(value, torch.Tensor):
-                    tensors[f"optimizer.{index}.{key}"] = value.detach().contiguous().cpu()
+                    tensors[f"optimizer.{index}.{key}"] = value
                 elif value is not None:
                     scalars[f"{index}.{key}"] = value
         with folder_atomic(target) as folder:
             save_network(folder / MODEL, module, spec)
-            save_file(tensors, folder / _STATE)
+            write_safetensors(folder / _STATE, tensors)
             manifest = {
                 "format": _FORMAT,
-                "epoch": position.epoch,
-                "step": position.step,
                 "optimizer": type(optimizer).__name__,
                 "optimizer_scalars": scalars,
-                "progress": progress,
+                "progress": progress.to_json(),
                 "sha256": {name: sha256(folder / name) for name in (MODEL, _STATE)},
             }
             (folder / _MANIFEST).write_text(json.dumps(manifest, indent=1))
-    if best:
-        _link(root / "best", target.name)
-    _prune(root)
+    _prune(root, progress.best_epoch)
     return target
 
 
-def load(
-    folder: Path, module: nn.Module, optimizer: torch.optim.Optimizer | None = None
-) -> tuple[Position, dict[str, Any]]:
-    """Restore the model and, if given, the optimiser and the random generators; returns position and `progress`.
+def load(folder: Path, module: nn.Module, optimizer: torch.optim.Optimizer) -> Progress:
+    """Restore the model, the optimiser and the random generators.
 
     Raises:
         UserError: the checkpoint is damaged or belongs to another model or optimiser.
     """
     manifest = verify(folder)
     load_weights(folder / MODEL, module)
-    if optimizer is not None:
-        if manifest["optimizer"] != type(optimizer).__name__:
-            raise UserError(f"{folder} was written with {manifest['optimizer']}, not {type(optimizer).__name__}")
-        tensors = load_file(folder / _STATE)
-        state: dict[int, dict[str, Any]] = {}
-        for name, value in tensors.items():
-            kind, _, rest = name.partition(".")
-            if kind == "optimizer":
-                index, key = rest.split(".", 1)
-                state.setdefault(int(index), {})[key] = value
-        for name, value in manifest["optimizer_scalars"].items():
-            index, key = name.split(".", 1)
+    if manifest["optimizer"] != type(optimizer).__name__:
+        raise UserError(f"{folder} was written with {manifest['optimizer']}, not {type(optimizer).__name__}")
+    tensors = load_file(folder / _STATE)
+    state: dict[int, dict[str, Any]] = {}
+    for name, value in tensors.items():
+        kind, _, rest = name.partition(".")
+        if kind == "optimizer":
+            index, key = rest.split(".", 1)
             state.setdefault(int(index), {})[key] = value
-        optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-        _set_rng_state({name[4:]: value for name, value in tensors.items() if name.startswith("rng.")})
-    return Position(manifest["epoch"], manifest["step"]), manifest["progress"]
+    for name, value in manifest["optimizer_scalars"].items():
+        index, key = name.split(".", 1)
+        state.setdefault(int(index), {})[key] = value
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    _set_rng_state({name[4:]: value for name, value in tensors.items() if name.startswith("rng.")})
+    return Progress.from_json(manifest["progress"])
 
 
 def verify(folder: Path) -> dict[str, Any]:
@@ -124,23 +156,18 @@ def verify(folder: Path) -> dict[str, Any]:
     Raises:
         UserError: a file is missing, damaged or foreign.
     """
-    mend = f"remove {folder} to go on from the checkpoint before it"
+    mend = "move it elsewhere to go on from the checkpoint before it"
     try:
-        manifest = json.loads((folder / _MANIFEST).read_text())
+        manifest: dict[str, Any] = json.loads((folder / _MANIFEST).read_bytes())
         if manifest["format"] != _FORMAT:
             raise UserError(f"{folder} has checkpoint format {manifest['format']}, this version reads {_FORMAT}")
+        Progress.from_json(manifest["progress"])
         for name, digest in manifest["sha256"].items():
             if sha256(folder / name) != digest:
                 raise UserError(f"{folder / name} is damaged (its checksum differs); {mend}")
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError):
         raise UserError(f"{folder} is not a complete checkpoint; {mend}") from None
     return manifest
-
-
-def newest(root: Path) -> Path | None:
-    """The latest checkpoint under `root`, if there is one."""
-    found = folders(root)
-    return found[-1] if found else None
 
 
 def _rng_state() -> dict[str, torch.Tensor]:
@@ -157,17 +184,10 @@ def _set_rng_state(state: dict[str, torch.Tensor]) -> None:
             torch.cuda.set_rng_state(state[f"cuda{index}"], index)
 
 
-def _link(link: Path, target: str) -> None:
-    temporary = link.with_name(f".{link.name}")
-    temporary.unlink(missing_ok=True)
-    temporary.symlink_to(target)
-    temporary.replace(link)
-
-
-def _prune(root: Path) -> None:
-    best = (root / "best").resolve()
+def _prune(root: Path, best_epoch: int) -> None:
+    best = Progress(best_epoch).folder
     for path in folders(root)[:-_KEPT]:
-        if path != best and path.resolve() != best:
+        if path.name != best:
             doomed = path.with_name(f".{path.name}.removed")
             path.rename(doomed)
             shutil.rmtree(doomed)

@@ -8,14 +8,6 @@ from types import FrameType
 from typing import Any
 
 
-class Interrupted(Exception):
-    """The run was asked to stop and has saved its state; `signal_number` is what asked."""
-
-    def __init__(self, signal_number: int, message: str) -> None:
-        super().__init__(message)
-        self.signal_number = signal_number
-
-
 class StopRequest:
     """While the context is open, `received` holds the number of the signal that asked to stop, or None."""
 

@@ -1,33 +1,22 @@
-"""Optimisers and the learning-rate schedule."""
+"""The optimisers by name."""
 
 from __future__ import annotations
 
-import math
+from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import nn
 
-from titn.config import RunConfig
+OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
+    "sgd": partial(torch.optim.SGD, momentum=0.9, fused=True),
+    "adam": partial(torch.optim.Adam, fused=True),
+    "adamw": partial(torch.optim.AdamW, fused=True),
+    "rmsprop": partial(torch.optim.RMSprop, foreach=True),
+}
+"""Those of the paper's comparison (arXiv 2502.16762, section 4); AdamW decouples the decay."""
 
 
-def build_optimizer(config: RunConfig, module: nn.Module) -> torch.optim.Optimizer:
-    """The configured optimiser over all parameters (arXiv 2502.16762, section 4: SGD with momentum 0.9)."""
-    assert config.lr is not None
-    parameters, lr, decay = list(module.parameters()), config.lr, config.weight_decay
-    if config.optimizer == "sgd":
-        return torch.optim.SGD(parameters, lr, momentum=0.9, weight_decay=decay, fused=True)
-    if config.optimizer == "adam":
-        return torch.optim.Adam(parameters, lr, weight_decay=decay, fused=True)
-    if config.optimizer == "adamw":
-        return torch.optim.AdamW(parameters, lr, weight_decay=decay, fused=True)
-    return torch.optim.RMSprop(parameters, lr, weight_decay=decay, foreach=True)
-
-
-def learning_rate(config: RunConfig, step: int, steps_per_epoch: int) -> float:
-    """Linear warm-up, then a cosine to zero; a closed form of the global `step`, so a resumed run needs no state."""
-    assert config.lr is not None
-    total = config.epochs * steps_per_epoch
-    warmup = config.warmup_epochs * steps_per_epoch
-    if step < warmup:
-        return config.lr * (step + 1) / (warmup + 1)
-    return config.lr * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(total - warmup, 1)))
+def build_optimizer(name: str, module: nn.Module, lr: float, weight_decay: float) -> torch.optim.Optimizer:
+    """The optimiser `name`, a key of `OPTIMIZERS`, over all parameters of `module`."""
+    return OPTIMIZERS[name](module.parameters(), lr=lr, weight_decay=weight_decay)

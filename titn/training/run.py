@@ -1,25 +1,40 @@
-"""The run folder: configuration, metrics, checkpoints, TensorBoard events and the result."""
+"""The run folder: configuration, data set, metrics, checkpoints, TensorBoard events and the result.
+
+No path in it decides whether it can be read: a folder that was moved or copied is the same run.
+"""
 
 from __future__ import annotations
 
+import errno
 import fcntl
+import itertools
 import json
+import re
 import shutil
 import time
-from dataclasses import replace
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any, Self
 
-from torch.utils.tensorboard import SummaryWriter
-
-from titn.config import RunConfig, check, kind_of, read_yaml, to_yaml
+from titn.config import RunConfig, stored_config, to_yaml
 from titn.errors import UserError
-from titn.files import write_atomic
+from titn.files import folder_atomic, read_json, write_atomic
 from titn.training import checkpoint
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
+_CONFIG, _DATASET, _METRICS, _HISTORY, _RESULT = (
+    "config.yaml", "dataset.json", "metrics.jsonl", "history.jsonl", "result.json",
+)  # fmt: skip
+
+
+class RunInUse(UserError):
+    """Another process holds the run, or was the first to make it."""
 
 
 class Run:
-    """One run folder, locked against a second process while it is open for training."""
+    """One run folder. As a context it is locked against a second process, however it is left."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -28,26 +43,36 @@ class Run:
         self._events: SummaryWriter | None = None
 
     @classmethod
-    def create(cls, config: RunConfig, name: str | None = None) -> Run:
-        """Make a new run folder and write the resolved configuration.
+    def create(cls, config: RunConfig, dataset: dict[str, Any], name: str | None = None) -> Run:
+        """Make a new run folder with the configuration and the data set's identity in it.
+
+        Args:
+            config: where the run is to lie and, unless a name was generated, what it is called.
+            dataset: see `Dataset.identity`.
+            name: of a run whose configuration names none; by default data set, network and time.
 
         Raises:
-            UserError: the name is taken.
+            RunInUse: the name is taken.
+            UserError: `runs_dir` is not a folder.
         """
-        chosen = config.name or name or default_name(config)
-        folder = Path(config.runs_dir) / chosen
-        try:
-            (folder / "checkpoints").mkdir(parents=True)
-        except FileExistsError:
-            raise UserError(
-                f"{folder} exists already: continue it with --resume {folder} or choose another --name"
-            ) from None
-        except NotADirectoryError:
-            raise UserError(f"--runs-dir {config.runs_dir} is not a folder") from None
-        run = cls(folder)
-        run.lock()
-        write_atomic(folder / "config.yaml", to_yaml(replace(config, name=chosen)))
-        return run
+        root = Path(config.runs_dir).expanduser()
+        if root.exists() and not root.is_dir():
+            raise UserError(f"--runs-dir {config.runs_dir} is not a folder")
+        root.mkdir(parents=True, exist_ok=True)
+        given = config.name or name
+        for chosen in [given] if given else _default_names(config):
+            try:
+                with folder_atomic(root / chosen) as folder:
+                    (folder / _CONFIG).write_text(to_yaml(config.changed(name=chosen)), "utf-8")
+                    (folder / _DATASET).write_text(json.dumps(dataset, indent=1) + "\n")
+            except OSError as error:
+                if error.errno not in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR):
+                    raise
+                if given:
+                    raise RunInUse(_taken(root / chosen, config.program)) from None
+            else:
+                return cls(root / chosen)
+        raise AssertionError("names never end")
 
     @classmethod
     def find(cls, name: str, runs_dir: str = "runs") -> Run:
@@ -56,32 +81,44 @@ class Run:
         Raises:
             UserError: there is no such run folder.
         """
-        for folder in (Path(name), Path(runs_dir) / name):
-            if (folder / "config.yaml").is_file():
+        for folder in (Path(name).expanduser(), Path(runs_dir).expanduser() / name):
+            if (folder / _CONFIG).is_file():
                 return cls(folder)
-        raise UserError(
-            f"{name} is no run folder (neither {name}/config.yaml nor {runs_dir}/{name}/config.yaml exists)"
-        )
+        raise UserError(f"{name} is no run folder (neither {name}/{_CONFIG} nor {runs_dir}/{name}/{_CONFIG} exists)")
 
-    def config(self) -> RunConfig:
-        """The configuration the run was created with, of a student or of a teacher.
+    def __enter__(self) -> Self:
+        self.lock()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def lock(self, waiting: Callable[[], None] | None = None) -> None:
+        """Keep other processes from this run; the lock goes with the process, however it ends.
+
+        Args:
+            waiting: called once if another process holds the run, which is then waited for.
 
         Raises:
-            UserError: it is damaged.
+            RunInUse: another process holds the run and `waiting` is None.
         """
-        path = self.folder / "config.yaml"
-        kind = kind_of(path)
-        config = kind(**read_yaml(path, kind))
-        check(config)
-        return config
-
-    def lock(self) -> None:
-        """Refuse a second process on the same run; the lock goes with the process, however it ends."""
-        self._lock = (self.folder / ".lock").open("w")
+        if self._lock is not None:
+            return
+        lock = (self.folder / ".lock").open("w")
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise UserError(f"{self.folder} is in use by another process; wait for it or stop it") from None
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if waiting is None:
+                lock.close()
+                raise RunInUse(f"{self.folder} is in use by another process; wait for it or stop it") from None
+            waiting()
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        except OSError as error:
+            if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL):
+                lock.close()
+                raise
+        self._lock = lock
+        self.checkpoints.mkdir(exist_ok=True)
         for leftover in (*self.folder.glob(".*.*"), *self.checkpoints.glob(".*")):
             shutil.rmtree(leftover) if leftover.is_dir() and not leftover.is_symlink() else leftover.unlink()
 
@@ -91,35 +128,69 @@ class Run:
             self._events.close()
         if self._lock is not None:
             self._lock.close()
+        self._events = self._lock = None
+
+    def config(self) -> RunConfig:
+        """The configuration the run was created with, of a student or of a teacher.
+
+        Raises:
+            UserError: it is damaged.
+        """
+        return stored_config(self.folder / _CONFIG)
+
+    def reconfigure(self, config: RunConfig) -> None:
+        """Store a changed configuration."""
+        write_atomic(self.folder / _CONFIG, to_yaml(config))
+
+    def dataset(self) -> dict[str, Any]:
+        """Identity of the data set the run was created with.
+
+        Raises:
+            UserError: it is damaged.
+        """
+        stored: dict[str, Any] = read_json(self.folder / _DATASET)
+        return stored
+
+    def note(self, line: dict[str, Any]) -> None:
+        """Append to history.jsonl when the run was begun, resumed or changed."""
+        self._append(_HISTORY, {"time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), **line})
 
     def metrics(self) -> list[dict[str, Any]]:
-        """The lines of metrics.jsonl, one an epoch."""
-        path = self.folder / "metrics.jsonl"
-        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        """The lines of metrics.jsonl, one per epoch.
+
+        Raises:
+            UserError: the file is damaged.
+        """
+        return self._lines(_METRICS)
 
     def rewind(self, epochs: int) -> None:
         """Drop what was logged after the first `epochs` epochs: the run goes on from there."""
         kept = self.metrics()[:epochs]
-        write_atomic(self.folder / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in kept))
-        self._events = SummaryWriter(str(self.folder / "tensorboard"), purge_step=epochs)
+        write_atomic(self.folder / _METRICS, "".join(json.dumps(line) + "\n" for line in kept))
 
     def log(self, line: dict[str, Any]) -> None:
         """Append one epoch to metrics.jsonl and to the TensorBoard events."""
-        text = "".join(json.dumps(entry) + "\n" for entry in (*self.metrics(), line))
-        write_atomic(self.folder / "metrics.jsonl", text)
-        if self._events is not None:
-            for name, value in line.items():
-                if name != "epoch" and value is not None:
-                    self._events.add_scalar(name, value, line["epoch"])
+        self._append(_METRICS, line)
+        if self._events is None:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._events = SummaryWriter(str(self.folder / "tensorboard"), purge_step=line["epoch"])
+        for name, value in line.items():
+            if name != "epoch" and value is not None:
+                self._events.add_scalar(name, value, line["epoch"])
 
     def result(self) -> dict[str, Any] | None:
-        """result.json of a finished run."""
-        path = self.folder / "result.json"
-        return json.loads(path.read_text()) if path.exists() else None
+        """result.json of a finished run.
+
+        Raises:
+            UserError: it is damaged.
+        """
+        path = self.folder / _RESULT
+        return read_json(path) if path.exists() else None
 
     def finish(self, result: dict[str, Any]) -> None:
         """Write result.json."""
-        write_atomic(self.folder / "result.json", json.dumps(result, indent=1) + "\n")
+        write_atomic(self.folder / _RESULT, json.dumps(result, indent=1) + "\n")
 
     def newest_checkpoint(self) -> Path:
         """The checkpoint to evaluate or to learn from.
@@ -132,8 +203,38 @@ class Run:
             raise UserError(f"{self.folder} has no checkpoint yet; train it with --resume {self.folder}")
         return found
 
+    def _lines(self, name: str) -> list[dict[str, Any]]:
+        path = self.folder / name
+        try:
+            return [json.loads(line) for line in path.read_text("utf-8").splitlines()] if path.exists() else []
+        except ValueError as error:
+            raise UserError(f"{path} is damaged: a line is no JSON ({error})") from None
 
-def default_name(config: RunConfig) -> str:
-    """Data set, network and time."""
-    dataset = Path(config.dataset).resolve().name if "/" in config.dataset else config.dataset
-    return f"{dataset}-{config.network}-{time.strftime('%Y%m%d-%H%M%S')}"
+    def _append(self, name: str, line: dict[str, Any]) -> None:
+        text = "".join(json.dumps(each) + "\n" for each in (*self._lines(name), line))
+        write_atomic(self.folder / name, text)
+
+
+def _taken(folder: Path, program: str) -> str:
+    """What to say where `folder` exists already."""
+    if (folder / _CONFIG).is_file():
+        return f"{folder} exists already: continue it with {program} --resume '{folder}' or choose another --name"
+    return f"{folder} exists already and is no run; choose another --name"
+
+
+def plain_name(*words: str) -> str:
+    """A name that `--name` accepts, made of words that may hold anything."""
+    kept = (re.sub(r"[^A-Za-z0-9._-]+", "-", word).strip(".-_")[:40] for word in words)
+    return "-".join(word for word in kept if word)
+
+
+def _default_names(config: RunConfig) -> Iterator[str]:
+    """Data set, network and time, then the same with a number behind it."""
+    dataset = Path(config.dataset).expanduser().resolve().name if _is_path(config.dataset) else config.dataset
+    name = plain_name(dataset, config.network, time.strftime("%Y%m%d-%H%M%S"))
+    yield name
+    yield from (f"{name}-{number}" for number in itertools.count(2))
+
+
+def _is_path(dataset: str) -> bool:
+    return "/" in dataset or dataset.startswith((".", "~"))

@@ -1,36 +1,75 @@
-"""Which fast parts a run uses, and why each other one is off; nothing falls back silently."""
+"""What of the fast parts is on in a run, and why each other one is off; nothing falls back silently."""
 
 from __future__ import annotations
 
+import functools
+import os
 import shutil
+import subprocess
 import sysconfig
+import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from rich.console import Console
+from rich.text import Text
 
-from titn.config import RunConfig, TrainConfig, flag
 from titn.errors import UserError
 from titn.kernels.common.backend import installed, triton_reasons
 
+if TYPE_CHECKING:
+    from titn.config import RunConfig
+
 
 @dataclass(frozen=True)
-class Parts:
-    """The parts of one run; `notes` has a line for each: (part, what runs, why)."""
+class Switch:
+    """One of the parts: what it is set to, whether that is the fast way, and if not, why it cannot be."""
+
+    name: str
+    value: str
+    on: bool
+    reasons: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Switches:
+    """What a run uses: `amp` is the autocast dtype, `kernels` the backend of the fused operations as asked for."""
 
     device: torch.device
     amp: torch.dtype | None
     compile: bool
     cuda_graph: bool
     kernels: str
-    pipeline: str
-    notes: tuple[tuple[str, str, str], ...]
+    rows: tuple[Switch, ...]
 
     def show(self, console: Console) -> None:
-        """Print one line a part."""
-        for part, what, why in self.notes:
-            console.print(f"  {part:<14} [bold]{what}[/]" + (f"  [dim]{why}[/]" if why else ""), highlight=False)
+        """Print one line per part."""
+        for row in self.rows:
+            line = Text.assemble("  ", f"{row.name:<12}", (row.value, "bold"))
+            if row.reasons:
+                line.append("  " + "; ".join(row.reasons), "dim")
+            console.print(line)
+
+
+def select(config: RunConfig) -> Switches:
+    """Decide what is on from the configuration and this machine.
+
+    Raises:
+        UserError: something that was asked for by name cannot run here.
+    """
+    device = select_device(config.device)
+    amp, amp_row = _select_amp(config, device)
+    compiled = _switch("compile", config.compile, config.fast, compile_reasons(device))
+    graph_reasons = [] if device.type == "cuda" else ["no GPU"]
+    graph_reasons += [] if compiled.on else ["torch.compile is off"]
+    cuda_graph = _switch("cuda-graph", config.cuda_graph, config.fast, graph_reasons)
+    kernels = _select_kernels(config, device)
+    rows = (Switch("device", describe(device), device.type == "cuda"), amp_row, compiled, cuda_graph, kernels)
+    asked = "torch" if config.fused_kernels == "auto" and not config.fast else config.fused_kernels
+    return Switches(device, amp, compiled.on, cuda_graph.on, asked, rows)
 
 
 def select_device(name: str) -> torch.device:
@@ -56,38 +95,6 @@ def select_device(name: str) -> torch.device:
     return device
 
 
-def select(config: RunConfig) -> Parts:
-    """Decide every part of the run from its switches and this machine.
-
-    Raises:
-        UserError: a part that was asked for by name cannot run here.
-    """
-    device = select_device(config.device)
-    notes: list[tuple[str, str, str]] = [("device", describe(device), "")]
-
-    def switch(name: str, reasons: list[str]) -> bool:
-        asked = getattr(config, name)
-        if asked == "on" and reasons:
-            raise UserError(f"{flag(name)} on cannot run here: {'; '.join(reasons)}")
-        on = asked == "on" or (asked == "auto" and config.fast and not reasons)
-        why = "" if on else ("; ".join(reasons) if config.fast and asked == "auto" else _not_asked(asked))
-        notes.append((flag(name)[2:], "on" if on else "off", why))
-        return on
-
-    amp = _select_amp(config, device, notes)
-    compiled = switch("compile", compile_reasons(device))
-    graph_reasons = [] if device.type == "cuda" else ["no GPU"]
-    cuda_graph = switch("cuda_graph", graph_reasons + ([] if compiled else ["torch.compile is off"]))
-    kernels = "torch"
-    if isinstance(config, TrainConfig):
-        kernels = _select_kernels(config, device, notes)
-        switch("teacher_cache", ["not part of this version"])
-    if config.pipeline not in ("auto", "torch"):
-        raise UserError(f"--pipeline {config.pipeline} cannot run here: not part of this version; use --pipeline torch")
-    notes.append(("pipeline", "torch", "dali and triton: not part of this version" if config.fast else ""))
-    return Parts(device, amp, compiled, cuda_graph, kernels, "torch", tuple(notes))
-
-
 def describe(device: torch.device) -> str:
     """The device in words: its name and, for a CPU, the number of threads."""
     if device.type == "cuda":
@@ -95,57 +102,79 @@ def describe(device: torch.device) -> str:
     return f"CPU ({torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads)"
 
 
-def compile_reasons(device: torch.device) -> list[str]:
-    """Why torch.compile cannot run on `device`."""
-    if device.type == "cuda":
-        return [] if installed("triton") else ["the package triton is not installed"]
-    reasons = []
-    if not any(shutil.which(compiler) for compiler in ("g++", "clang++", "c++")):
-        reasons.append("no C++ compiler: install g++ or clang++")
-    if not (Path(sysconfig.get_paths()["include"]) / "Python.h").is_file():
-        reasons.append("no Python headers: install python3-dev")
-    return reasons
-
-
 def native_bfloat16(device: torch.device) -> bool:
     """Whether the device computes in bfloat16 itself."""
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        with torch.cuda.device(device):
+            return torch.cuda.is_bf16_supported(including_emulation=False)
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
-def _not_asked(asked: str) -> str:
-    return "" if asked == "off" else "--fast switches it on"
+def compile_reasons(device: torch.device) -> list[str]:
+    """Why torch.compile cannot run on `device`; on a CPU its C++ compiler is tried once."""
+    if device.type == "cuda":
+        return [] if installed("triton") else ["the package triton is not installed"]
+    return list(_compiler_reasons(os.environ.get("CXX", ""), os.environ.get("TORCHINDUCTOR_CACHE_DIR", "")))
 
 
-def _select_amp(config: RunConfig, device: torch.device, notes: list[tuple[str, str, str]]) -> torch.dtype | None:
+@functools.cache
+def _compiler_reasons(chosen: str, cache: str) -> tuple[str, ...]:
+    compiler = chosen or next(filter(shutil.which, ("g++", "clang++", "c++")), None)
+    if compiler is None:
+        return ("no C++ compiler: install g++ or clang++",)
+    if not (Path(sysconfig.get_paths()["include"]) / "Python.h").is_file():
+        return ("no Python headers: install python3-dev",)
+    if cache and not os.access(next(each for each in (Path(cache), *Path(cache).parents) if each.exists()), os.W_OK):
+        return (f"TORCHINDUCTOR_CACHE_DIR {cache} cannot be written",)
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            include = sysconfig.get_paths()["include"]
+            command = [compiler, "-x", "c++", "-fopenmp", "-shared", "-fPIC", f"-I{include}", "-o", f"{folder}/a", "-"]
+            done = subprocess.run(
+                command, input="#include <Python.h>\n#include <omp.h>\n", capture_output=True, text=True, timeout=60
+            )
+    except (OSError, subprocess.SubprocessError) as error:
+        return (f"the C++ compiler {compiler} does not work ({error})",)
+    if done.returncode:
+        said = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[0]
+        return (f"the C++ compiler {compiler} does not work ({said})",)
+    return ()
+
+
+def _switch(name: str, asked: str, fast: bool, reasons: Sequence[str]) -> Switch:
+    """on, off or auto: on with --fast where it can run.
+
+    Raises:
+        UserError: it is asked for and cannot run here.
+    """
+    if asked == "on" and reasons:
+        raise UserError(f"--{name} on cannot run here: {'; '.join(reasons)}")
+    on = asked == "on" or (asked == "auto" and fast and not reasons)
+    why = () if on or asked == "off" else tuple(reasons) if fast else ("--fast switches it on",)
+    return Switch(name, "on" if on else "off", on, why)
+
+
+def _select_amp(config: RunConfig, device: torch.device) -> tuple[torch.dtype | None, Switch]:
     asked = config.amp
     kind = "GPU" if device.type == "cuda" else "CPU"
-    bf16 = [] if native_bfloat16(device) else [f"the {kind} has no bfloat16 arithmetic"]
-    fp16 = [] if device.type == "cuda" else ["fp16 with gradient scaling needs a GPU"]
-    if asked == "fp16" and fp16:
-        raise UserError(f"--amp fp16 cannot run here: {'; '.join(fp16)}")
-    if asked in ("bf16", "fp16"):
-        notes.append(("amp", asked, "; ".join(bf16) if asked == "bf16" else ""))
-        return torch.bfloat16 if asked == "bf16" else torch.float16
-    on = asked == "auto" and config.fast and not bf16
-    why = "" if on else ("; ".join(bf16) if config.fast and asked == "auto" else _not_asked(asked))
-    notes.append(("amp", "bf16" if on else "off", why))
-    return torch.bfloat16 if on else None
+    bf16 = () if native_bfloat16(device) else (f"the {kind} has no bfloat16 arithmetic",)
+    if asked == "fp16":
+        if device.type != "cuda":
+            raise UserError("--amp fp16 cannot run here: fp16 with gradient scaling needs a GPU; use --amp bf16 or off")
+        return torch.float16, Switch("amp", "fp16", True)
+    if asked == "bf16":
+        return torch.bfloat16, Switch("amp", "bf16", True, bf16)
+    row = _switch("amp", asked, config.fast, bf16)
+    return (torch.bfloat16 if row.on else None), Switch("amp", "bf16" if row.on else "off", row.on, row.reasons)
 
 
-def _select_kernels(config: TrainConfig, device: torch.device, notes: list[tuple[str, str, str]]) -> str:
-    reasons = {
-        "triton": triton_reasons(torch.empty(0, device=device), config.kernels),
-        "native": ["not part of this version"],
-        "torch": [],
-    }
-    asked = config.kernels if config.fast or config.kernels != "auto" else "torch"
-    if asked != "auto" and reasons[asked]:
-        raise UserError(f"--kernels {asked} cannot run here: {'; '.join(reasons[asked])}")
-    chosen = next(name for name in reasons if not reasons[name]) if asked == "auto" else asked
-    why = (
-        "; ".join(f"{name}: {', '.join(reasons[name])}" for name in reasons if reasons[name]) if asked == "auto" else ""
-    )
-    notes.append(("kernels", chosen, why or ("" if config.fast else _not_asked(config.kernels))))
-    return asked
+def _select_kernels(config: RunConfig, device: torch.device) -> Switch:
+    asked = config.fused_kernels
+    reasons = triton_reasons(torch.empty(0, device=device), asked)
+    if asked == "triton" and reasons:
+        raise UserError(f"--kernels triton cannot run here: {'; '.join(reasons)}")
+    if asked == "auto" and not config.fast:
+        return Switch("kernels", "torch", False, ("--fast takes the fastest that can run",))
+    if asked == "torch":
+        return Switch("kernels", "torch", False)
+    return Switch("kernels", "torch" if reasons else "triton", not reasons, tuple(f"triton: {why}" for why in reasons))

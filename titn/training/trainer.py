@@ -1,8 +1,9 @@
-"""The training loop as named steps: one trainer for students and teachers."""
+"""The loop around the step: epochs, evaluation, logs, checkpoints, interruption. One for students and teachers."""
 
 from __future__ import annotations
 
 import math
+import shlex
 import time
 from collections.abc import Callable
 from typing import Any
@@ -10,262 +11,228 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as ProgressBar
+from rich.text import Text
 from torch import Tensor, nn
 
-from titn.config import RunConfig, TrainConfig
 from titn.data.dataset import Dataset
-from titn.errors import UserError
-from titn.kernels import distillation_loss
+from titn.errors import Interrupted, UserError
 from titn.metrics import classification_metrics
 from titn.network import NetworkSpec
-from titn.pipelines import Augmentation, Batch, EpochPlan, TorchPipeline
+from titn.pipelines import Augmentation, EpochPlan, TorchPipeline
 from titn.training import checkpoint
-from titn.training.checkpoint import Position
-from titn.training.interrupt import Interrupted, StopRequest
-from titn.training.meters import Tally, Throughput
-from titn.training.optimizers import build_optimizer, learning_rate
+from titn.training.checkpoint import Progress
+from titn.training.interrupt import StopRequest
 from titn.training.run import Run
-from titn.training.switches import Parts
+from titn.training.schedule import Schedule
+from titn.training.step import TrainStep
 from titn.training.targets import TeacherTargets
 
 
 class Trainer:
-    """Trains `module` on `dataset` as `config` says, from wherever the run folder stands.
+    """Trains on `dataset`, from wherever the run folder stands.
 
-    `targets` gives the teacher's answers (None: no distillation).
+    Args:
+        run: where checkpoints and metrics go; locked by the caller.
+        step: takes the steps; its module lies on `device`.
+        schedule: how many steps of which batch size and rate.
+        dataset: training images, and test images to evaluate on.
+        augmentation: what the plan of every epoch draws.
+        seed: of the plan.
+        spec: what is stored beside the weights.
+        targets: the teacher's answers; None: no distillation.
+        device: where batches are made.
+        console: where progress goes.
+        program: the command that resumes the run, for messages.
     """
 
     def __init__(
         self,
-        config: RunConfig,
-        parts: Parts,
-        dataset: Dataset,
         run: Run,
+        step: TrainStep,
+        schedule: Schedule,
+        dataset: Dataset,
+        augmentation: Augmentation,
+        *,
+        seed: int,
         spec: NetworkSpec,
-        module: nn.Module,
         targets: TeacherTargets | None,
+        device: torch.device,
         console: Console,
+        program: str,
     ) -> None:
-        assert config.batch_size is not None
-        self.batch_size = config.batch_size
-        self.config, self.parts, self.dataset, self.run = config, parts, dataset, run
-        self.spec, self.targets, self.console = spec, targets, console
-        self.device = parts.device
-        self.module = module.to(self.device)
-        self.optimizer = build_optimizer(config, self.module)
-        self.scaler = torch.amp.GradScaler(self.device.type, enabled=parts.amp is torch.float16)
+        self.run, self.step, self.schedule, self.dataset = run, step, schedule, dataset
+        self.augmentation, self.seed, self.spec, self.targets = augmentation, seed, spec, targets
+        self.device, self.console = device, console
+        self.resume_command = f"{program} --resume {shlex.quote(str(run.folder))}"
         self.pipeline = TorchPipeline(
-            dataset.train_images, dataset.train_labels, mean=dataset.mean, std=dataset.std, device=self.device
+            dataset.train_images, dataset.train_labels, mean=dataset.mean, std=dataset.std, device=device
         )
-        self.epochs = config.epochs
-        self.steps = self.pipeline.steps(self.batch_size)
-        self.position = Position(0)
-        self.progress: dict[str, Any] = {
-            "best_top1": -1.0, "best_epoch": 0, "wall_seconds": 0.0, "timed_seconds": 0.0, "timed_images": 0,
-            "tally": None, "scaler": None,
-        }  # fmt: skip
-        if parts.compile:
-            compile_network(self.module, parts.cuda_graph)
+        self.progress = Progress()
+        self.logits: Tensor | None = None
+        """Test logits of the last evaluation."""
+        self._began = time.perf_counter()
 
     def resume(self) -> None:
         """Take up the newest checkpoint of the run folder, if there is one."""
         newest = checkpoint.newest(self.run.checkpoints)
         if newest is not None:
-            self.position, self.progress = checkpoint.load(newest, self.module, self.optimizer)
-            if self.progress["scaler"]:
-                self.scaler.load_state_dict(self.progress["scaler"])
-        self.run.rewind(self.position.epoch)
+            self.progress = checkpoint.load(newest, self.step.module, self.step.optimizer)
+            if self.progress.scaler:
+                self.step.scaler.load_state_dict(self.progress.scaler)
+            where = f"after epoch {self.progress.epoch}"
+            where += f" and {self.progress.step} of {self.schedule.steps} steps" if self.progress.step else ""
+            self.console.print(f"resumed {where} of {self.schedule.epochs}", highlight=False)
+        self.run.rewind(self.progress.epoch)
 
     def fit(self) -> Tensor:
-        """Train to the last epoch; returns the test logits of the last epoch, float32 [N, K] on the CPU.
+        """Train to the last epoch; returns its test logits, float32 [N, K] on the CPU.
 
         Raises:
             Interrupted: SIGINT or SIGTERM came; the state is saved.
-            UserError: the loss is no longer finite.
+            UserError: the loss or a test logit is no longer finite.
         """
-        self.began = time.perf_counter() - self.progress["wall_seconds"]
-        logits = None
+        self._began = time.perf_counter() - self.progress.wall_seconds
         columns = (
-            TextColumn(self.spec.name), BarColumn(), MofNCompleteColumn(), TextColumn("steps  {task.description}"),
-            TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
+            TextColumn("{task.description}"), BarColumn(bar_width=None), MofNCompleteColumn(), TimeRemainingColumn(),
         )  # fmt: skip
-        with StopRequest() as stop, Progress(*columns, console=self.console) as bar:
-            task = bar.add_task("", total=self.epochs * self.steps, completed=self.global_step)
-            while self.position.epoch < self.epochs:
-                tally, rate = self.train_epoch(
-                    stop, lambda text: bar.update(task, completed=self.global_step, description=text)
+        with StopRequest() as stop, ProgressBar(*columns, console=self.console, expand=True, transient=True) as bar:
+            task = bar.add_task(self.spec.name, total=self.schedule.total_steps, completed=self.steps_done)
+            while self.progress.epoch < self.schedule.epochs:
+                rate = self._train_epoch(
+                    stop, lambda text: bar.update(task, completed=self.steps_done, description=text)
                 )
-                logits = self.evaluate()
-                self.end_epoch(tally, rate, logits)
-                if stop.received and self.position.epoch < self.epochs:
-                    raise Interrupted(stop.received, f"after epoch {self.position.epoch}")
-        return self.evaluate() if logits is None else logits
+                self._end_epoch(rate)
+                if stop.received and self.progress.epoch < self.schedule.epochs:
+                    raise self._interrupted(stop.received, f"after epoch {self.progress.epoch}")
+        return self._evaluate() if self.logits is None else self.logits
 
     @property
-    def global_step(self) -> int:
-        """Steps completed since the start of training."""
-        return self.position.epoch * self.steps + self.position.step
+    def steps_done(self) -> int:
+        """Completed steps since the start of training."""
+        return self.progress.epoch * self.schedule.steps + self.progress.step
 
-    def train_epoch(self, stop: StopRequest, show: Callable[[str], None]) -> tuple[Tally, float]:
-        """The rest of the epoch that `position` stands in; returns its sums and its images per second."""
-        epoch = self.position.epoch
+    def _train_epoch(self, stop: StopRequest, show: Callable[[str], None]) -> float:
+        """The rest of the epoch that `progress` stands in; returns its images per second."""
+        progress, schedule, batch_size = self.progress, self.schedule, self.schedule.batch_size
         plan = EpochPlan.draw(
-            augmentation_of(self.config, self.batch_size),
+            self.augmentation,
             size=len(self.dataset.train_labels),
             image_size=self.dataset.image_size,
-            seed=self.config.seed,
-            epoch=epoch,
+            seed=self.seed,
+            epoch=progress.epoch,
         )
-        tally = Tally.start(self.device, self.progress["tally"])
-        self.progress["tally"] = None
-        self.module.train()
+        sums = torch.tensor(progress.epoch_sums, dtype=torch.float64, device=self.device)
+        self.step.module.train()
         show_every = 1 if self.device.type == "cpu" else 20
-        throughput, rate = Throughput(tally.images), 0.0
-        for batch in self.pipeline.epoch(plan, self.batch_size, first_step=self.position.step):
-            self.train_step(batch, tally)
-            self.position = Position(epoch, self.position.step + 1)
-            last = self.position.step == self.steps
-            if self.position.step % show_every == 0 or last or stop.received:
-                loss, top1, _ = tally.means()
+        clock = _Clock(progress.epoch_images)
+        for batch in self.pipeline.epoch(plan, batch_size, first_step=progress.step):
+            targets = None if self.targets is None else self.targets(batch)
+            sums += self.step(batch, targets, schedule.rate(self.steps_done))
+            progress.step += 1
+            progress.epoch_images += len(batch.ids)
+            last = progress.step == schedule.steps
+            if progress.step % show_every == 0 or last or stop.received:
+                progress.epoch_sums = sums.tolist()
+                loss, top1, _ = self._means()
                 if not math.isfinite(loss):
-                    raise UserError(self.not_finite())
-                rate = throughput.lap(tally.images)
-                show(f"epoch {epoch + 1}/{self.epochs}  {rate:,.0f} images/s  loss {loss:.3f}  top-1 {top1:.1%}")
+                    raise UserError(self._not_finite("the loss"))
+                rate = clock.lap(progress.epoch_images)
+                show(
+                    f"{self.spec.name}  epoch {progress.epoch + 1}/{schedule.epochs}  loss {loss:.3f}  "
+                    f"top-1 {top1:.1%}  {rate:,.0f}/s"
+                )
             if stop.received and not last:
-                self.progress["tally"] = {"images": tally.images, "sums": tally.sums.tolist()}
-                self.save()
-                raise Interrupted(stop.received, f"in epoch {epoch + 1} after step {self.position.step}")
-        self.progress["timed_seconds"] += throughput.seconds
-        self.progress["timed_images"] += throughput.images
-        return tally, rate
+                self._save()
+                raise self._interrupted(stop.received, f"in epoch {progress.epoch + 1} after step {progress.step}")
+        progress.timed_seconds += clock.seconds
+        progress.timed_images += clock.images
+        return rate
 
-    def train_step(self, batch: Batch, tally: Tally) -> None:
-        """Forward, loss, backward, optimiser; adds the batch to `tally`."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(self.config, self.global_step, self.steps)
-        targets = None if self.targets is None else self.targets(batch)
-        if self.parts.cuda_graph:
-            torch.compiler.cudagraph_mark_step_begin()
-        with torch.autocast(self.device.type, self.parts.amp, enabled=self.parts.amp is not None):
-            output = self.module(batch.images)
-        class_logits, distillation_logits = output if isinstance(output, tuple) else (output, None)
-        loss = self.loss(batch, class_logits, distillation_logits, targets)
-        self.optimizer.zero_grad(set_to_none=True)
-        self.scaler.scale(loss).backward()
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        with torch.no_grad():
-            correct = (class_logits.argmax(1) == batch.labels_a).sum()
-            agreed = torch.zeros_like(correct)
-            if targets is not None and distillation_logits is not None:
-                decision = targets if targets.ndim == 1 else targets.argmax(1)
-                agreed = (distillation_logits.argmax(1) == decision).sum()
-            tally.sums += torch.stack([loss.detach().double() * len(batch.ids), correct.double(), agreed.double()])
-            tally.images += len(batch.ids)
+    def _evaluate(self) -> Tensor:
+        self.logits = test_logits(self.step.module, self.dataset, self.device)
+        if not torch.isfinite(self.logits).all():
+            raise UserError(self._not_finite("a test logit"))
+        return self.logits
 
-    def loss(
-        self, batch: Batch, class_logits: Tensor, distillation_logits: Tensor | None, targets: Tensor | None
-    ) -> Tensor:
-        """The paper's loss, a scalar; without targets plain cross-entropy under CutMix."""
-        config = self.config
-        distilled: dict[str, Any] = {"kind": "none"}
-        if targets is not None and isinstance(config, TrainConfig):
-            distilled = {
-                "kind": config.distillation, "weight": config.distillation_weight, "temperature": config.temperature,
-            }  # fmt: skip
-        return distillation_loss(
-            class_logits,
-            distillation_logits,
-            batch.labels_a,
-            batch.labels_b,
-            batch.lam,
-            targets,
-            label_smoothing=config.label_smoothing,
-            backend=self.parts.kernels,
-            **distilled,
-        )
-
-    def evaluate(self) -> Tensor:
-        """Test logits of the current weights.
-
-        Raises:
-            UserError: one of them is not finite.
-        """
-        logits = test_logits(self.module, self.dataset, self.device)
-        if not torch.isfinite(logits).all():
-            raise UserError(self.not_finite("a test logit"))
-        return logits
-
-    def end_epoch(self, tally: Tally, rate: float, logits: Tensor) -> None:
-        """Log the epoch and save a checkpoint."""
+    def _end_epoch(self, rate: float) -> None:
+        """Evaluate, log the epoch and save a checkpoint."""
+        progress = self.progress
         labels = torch.from_numpy(self.dataset.test_labels)
+        logits = self._evaluate()
         test = classification_metrics(logits, labels)
-        loss, top1, agreement = tally.means()
-        epoch = self.position.epoch + 1
-        self.run.log(
-            {
-                "epoch": epoch,
-                "loss": loss,
-                "train_top1": top1,
-                "teacher_agreement": agreement if self.targets is not None else None,
-                "test_loss": F.cross_entropy(logits, labels).item(),
-                "test_top1": test["top1"],
-                "test_top5": test["top5"],
-                "lr": self.optimizer.param_groups[0]["lr"],
-                "images_per_second": rate,
-                "seconds": time.perf_counter() - self.began,
-            }
+        loss, top1, agreement = self._means()
+        epoch = progress.epoch + 1
+        line: dict[str, Any] = {
+            "epoch": epoch,
+            "loss": loss,
+            "train_top1": top1,
+            "teacher_agreement": agreement if self.targets is not None else None,
+            "test_loss": F.cross_entropy(logits, labels).item(),
+            "test_top1": test["top1"],
+            "test_top5": test["top5"],
+            "lr": self.step.optimizer.param_groups[0]["lr"],
+            "images_per_second": rate,
+            "seconds": time.perf_counter() - self._began,
+        }
+        self.run.log(line)
+        progress.epoch, progress.step, progress.epoch_images, progress.epoch_sums = epoch, 0, 0, [0.0, 0.0, 0.0]
+        if test["top1"] > progress.best_top1:
+            progress.best_top1, progress.best_epoch = test["top1"], epoch
+        self._save()
+        left = line["seconds"] / epoch * (self.schedule.epochs - epoch)
+        text = (
+            f"epoch {epoch}/{self.schedule.epochs}  loss {loss:.4f}  train {top1:.1%}  test {test['top1']:.2%}  "
+            f"{rate:,.0f} images/s  {_clock_time(left)} left"
         )
-        self.position = Position(epoch)
-        best = test["top1"] > self.progress["best_top1"]
-        if best:
-            self.progress |= {"best_top1": test["top1"], "best_epoch": epoch}
-        self.save(best=best)
-        self.console.print(
-            f"epoch {epoch}/{self.epochs}  loss {loss:.4f}  train top-1 {top1:.1%}  "
-            f"test top-1 {test['top1']:.2%}  {rate:,.0f} images/s",
-            highlight=False,
-        )
+        self.console.print(Text(text), soft_wrap=True)
 
-    def save(self, *, best: bool = False) -> None:
-        """Write a checkpoint of the current position."""
-        self.progress["wall_seconds"] = time.perf_counter() - self.began
-        self.progress["scaler"] = self.scaler.state_dict() or None
-        checkpoint.save(
-            self.run.checkpoints, self.position, self.module, self.spec, self.optimizer, self.progress, best=best
-        )
+    def _means(self) -> list[float]:
+        return [each / max(self.progress.epoch_images, 1) for each in self.progress.epoch_sums]
 
-    def not_finite(self, what: str = "the loss") -> str:
+    def _save(self) -> None:
+        """Write a checkpoint of the current state."""
+        self.progress.wall_seconds = time.perf_counter() - self._began
+        self.progress.scaler = self.step.scaler.state_dict()
+        checkpoint.save(self.run.checkpoints, self.progress, self.step.module, self.spec, self.step.optimizer)
+
+    def _interrupted(self, signal_number: int, where: str) -> Interrupted:
+        message = f"stopped {where}, everything is saved; continue with: {self.resume_command}"
+        return Interrupted(signal_number, message)
+
+    def _not_finite(self, what: str) -> str:
         """What to say when training has diverged."""
         newest = checkpoint.newest(self.run.checkpoints)
-        kept = f"the last good checkpoint is {newest}" if newest else "no checkpoint was written yet"
+        start = f"from its last good checkpoint, {newest.name}" if newest else "from the start"
         return (
-            f"{what} is no longer finite in epoch {self.position.epoch + 1}, step {self.position.step}; {kept}: "
-            "try a lower --lr, --warmup-epochs or --amp off"
+            f"{what} is no longer finite in epoch {self.progress.epoch + 1}, step {self.progress.step}; go on {start}, "
+            f"at a lower rate: {self.resume_command} --lr {self.schedule.peak / 3:.2g} (a new run may also have more "
+            "--warmup-epochs or --amp off)"
         )
 
 
-def augmentation_of(config: RunConfig, batch_size: int) -> Augmentation:
-    """The augmentation that the configuration describes; the paper's CutMix needs to know the batch."""
-    return Augmentation(
-        crop_padding=config.crop_padding,
-        flip=config.flip,
-        policy=config.augmentation,
-        mix=config.mix,
-        mix_alpha=config.mix_alpha,
-        mix_batch=batch_size,
-    )
+class _Clock:
+    """Images per second of an epoch; its first lap, which may compile, counts only where it is the only one."""
+
+    def __init__(self, images: int) -> None:
+        self.from_images, self.began, self.laps = images, time.perf_counter(), 0
+        self.images, self.seconds = 0, 0.0
+
+    def lap(self, images: int) -> float:
+        """The rate so far; `images` is the epoch's count of finished images."""
+        now = time.perf_counter()
+        self.images, self.seconds = images - self.from_images, now - self.began
+        self.laps += 1
+        if self.laps == 1:
+            self.from_images, self.began = images, now
+        return self.images / self.seconds
 
 
-def compile_network(module: nn.Module, cuda_graph: bool) -> None:
-    """Compile in place, so that the state dict keeps its names: equal blocks share one compilation."""
-    blocks = getattr(module, "blocks", None)
-    if cuda_graph or blocks is None:
-        module.compile(mode="reduce-overhead" if cuda_graph else None)
-    else:
-        for block in blocks:
-            block.compile()
+def _clock_time(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}"
 
 
 @torch.no_grad()

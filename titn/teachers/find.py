@@ -1,0 +1,124 @@
+"""Where a student's run gets its teacher from: a run, a file of weights, or a teacher still to be trained."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from titn.config import RunConfig, TeacherConfig, flag
+from titn.data.dataset import Dataset
+from titn.errors import UserError
+from titn.network import load_network, read_spec
+from titn.teachers.architectures import TEACHERS
+from titn.training import checkpoint
+from titn.training.run import Run, plain_name
+
+_SAME_TEACHER_ANYWHERE = {
+    *("dataset", "data_dir", "device", "runs_dir", "fast", "compile", "amp", "cuda_graph", "name", "resume", "config"),
+}
+"""Settings that do not make another teacher: where it was trained, and on which data, whose fingerprint counts."""
+_NOTES = 3
+
+
+@dataclass(frozen=True)
+class TeacherSource:
+    """Where the teacher lies, or will lie once `to_train`, if any, is trained; `notes` are worth telling the user."""
+
+    path: Path
+    to_train: TeacherConfig | None = None
+    notes: tuple[str, ...] = ()
+
+
+def find_teacher(config: RunConfig, dataset: Dataset) -> TeacherSource:
+    """What `config.teacher` means: a folder or file, a run's name, or a teacher's name.
+
+    A teacher given by name has a run with the hash of its settings and data in its name, so that it is found again, and
+    taken up again if it was interrupted. Its seed is not the student's.
+
+    Raises:
+        UserError: there is no such teacher.
+    """
+    name = config.distils_from
+    if name not in TEACHERS:
+        for path in (Path(name).expanduser(), Path(config.runs_dir).expanduser() / name):
+            if path.exists():
+                unused = sorted({"teacher_epochs", "teacher_settings"} & config.said)
+                return TeacherSource(
+                    path, None, tuple(f"{flag(each)} has no effect: the teacher is trained already" for each in unused)
+                )
+        close = difflib.get_close_matches(name, TEACHERS, 1)
+        hint = f"did you mean {close[0]}?" if close else f"use none, {', '.join(TEACHERS)}"
+        raise UserError(f"--teacher {name} is neither a file, a folder nor a run in {config.runs_dir}; {hint}")
+    wanted = config.teacher_training()
+    identity = _identity(wanted, dataset.fingerprint)
+    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:12]
+    prefix = plain_name("teacher", dataset.name, name)
+    folder = Path(config.runs_dir).expanduser() / f"{prefix}-{digest}"
+    if not (folder / "config.yaml").is_file():
+        return TeacherSource(folder, wanted.changed(name=folder.name), _differing(folder, prefix, identity))
+    if Run(folder).result() is None:
+        return TeacherSource(folder, TeacherConfig(resume=str(folder), device=config.device))
+    return TeacherSource(folder)
+
+
+def load_teacher(path: Path, dataset: Dataset) -> tuple[nn.Module, str, float | None]:
+    """Network, name and test accuracy (where its run is finished) of a trained teacher.
+
+    `path` is a run folder, a checkpoint folder or a model.safetensors.
+
+    Raises:
+        UserError: nothing usable is there, or it was trained for other images or classes than `dataset` has.
+    """
+    weights, top1 = path, None
+    if (path / "config.yaml").is_file():
+        run = Run(path)
+        result = run.result()
+        top1 = None if result is None else result.get("top1")
+        weights = run.newest_checkpoint()
+    if weights.is_dir():
+        checkpoint.verify(weights)
+        weights = weights / checkpoint.MODEL
+    elif weights.suffix in (".pth", ".pt", ".bin"):
+        raise UserError(
+            f"--teacher {path}: only safetensors are read; start from it with {TeacherConfig.program} --init {path}"
+        )
+    spec = read_spec(weights)
+    for what, has, needed in (
+        ("number of classes", spec.num_classes, dataset.num_classes),
+        ("number of channels", spec.in_channels, dataset.channels),
+        ("image size", spec.image_size, dataset.image_size),
+        ("list of classes", spec.class_names, dataset.class_names),
+        ("normalisation mean", spec.mean, dataset.mean),
+        ("normalisation std", spec.std, dataset.std),
+    ):
+        if has != needed:
+            raise UserError(
+                f"--teacher {path} was trained with another {what} ({has}) than {dataset.name} has ({needed})"
+            )
+    return load_network(weights)[0], spec.name, top1
+
+
+def _identity(config: RunConfig, fingerprint: str) -> dict[str, Any]:
+    """What makes a teacher this one: its settings but for those of the machine, and its data."""
+    return config.model_dump(exclude=_SAME_TEACHER_ANYWHERE) | {"data": fingerprint}
+
+
+def _differing(folder: Path, prefix: str, identity: dict[str, Any]) -> tuple[str, ...]:
+    """A line for each other run of such a teacher beside `folder`: in what it is another one."""
+    notes = []
+    for other in sorted(folder.parent.glob(f"{prefix}-*")):
+        run = Run(other)
+        try:
+            has = _identity(run.config(), run.dataset()["fingerprint"])
+        except (UserError, KeyError):
+            continue
+        differs = [f"{name} {has.get(name)}, not {wanted}" for name, wanted in identity.items() if has[name] != wanted]
+        words = ["other training images" if each.startswith("data ") else each for each in differs]
+        notes.append(f"{other} is another teacher: {'; '.join(words)}")
+    return tuple(notes[:_NOTES])

@@ -1,0 +1,59 @@
+"""How long a training is and how fast it learns: batch size, steps, learning rate."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from titn.config import RunConfig
+
+ENOUGH_STEPS = 2000
+SMALLEST_BATCH = 32
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Linear warm-up, then a cosine to zero: a closed form of the step, so that a resumed run needs no state.
+
+    Attributes:
+        batch_size: images per step.
+        steps: per epoch.
+        epochs: passes over the training set.
+        peak: the largest learning rate.
+        warmup_epochs: length of the warm-up, in epochs.
+    """
+
+    batch_size: int
+    steps: int
+    epochs: int
+    peak: float
+    warmup_epochs: float = 0.0
+
+    @classmethod
+    def of(cls, config: RunConfig, images: int) -> Schedule:
+        """The schedule of `config` on so many training images.
+
+        A recipe's batch is made for its own number of steps. A shorter training gets smaller batches, down to 32
+        images, so that it has at least 2,000 steps; the learning rate shrinks with the square root of the batch
+        (Krizhevsky, arXiv 1404.5997). No batch has more images than the data set.
+        """
+        recipe_batch, recipe_rate = config.recipe_batch_and_rate
+        enough = max(SMALLEST_BATCH, images * config.epochs // ENOUGH_STEPS)
+        batch = min(recipe_batch, enough) if config.batch_size == "auto" else config.batch_size
+        rate = recipe_rate * min(1.0, batch / recipe_batch) ** 0.5 if config.lr == "auto" else config.lr
+        batch = min(batch, images)
+        return cls(batch, images // batch, config.epochs, rate, config.warmup_epochs)
+
+    @property
+    def total_steps(self) -> int:
+        """Steps of the whole training."""
+        return self.epochs * self.steps
+
+    def rate(self, step: int) -> float:
+        """Learning rate of the step with this number, counted from 0 over all epochs."""
+        warmup = self.warmup_epochs * self.steps
+        if step < warmup:
+            return self.peak * (step + 1) / (warmup + 1)
+        return self.peak * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(self.total_steps - warmup, 1)))

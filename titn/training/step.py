@@ -1,0 +1,143 @@
+"""One training step: forward, loss, backward, optimiser. It knows tensors and nothing of folders, data sets or flags.
+
+images ── module ── class logits, distillation logits ── objective ── loss ── backward ── optimiser
+                                                             │
+                                labels, lam of the batch ────┘──── the teacher's targets
+"""
+
+from __future__ import annotations
+
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from titn.kernels import distillation_loss
+from titn.pipelines import Batch
+
+CompiledForm = Literal["blocks", "whole", "graph"]
+"""Compiled block by block, as a whole, or as a whole and replayed as a CUDA graph."""
+
+
+class Objective(Protocol):
+    """The loss of a batch, a scalar, from the logits [B, K] of the heads and the teacher's targets."""
+
+    def __call__(
+        self, batch: Batch, class_logits: Tensor, distillation_logits: Tensor | None, targets: Tensor | None
+    ) -> Tensor: ...
+
+
+def distillation_objective(
+    kind: Literal["none", "hard", "soft"] = "none",
+    *,
+    weight: float = 0.5,
+    temperature: float = 1.0,
+    label_smoothing: float = 0.0,
+    backend: str = "torch",
+) -> Objective:
+    """The paper's loss (arXiv 2502.16762, section 3) as an `Objective`; "none" is cross-entropy under CutMix or MixUp.
+
+    Args:
+        kind: the teacher's term: against its decisions int64 [B], its logits [B, K], or none.
+        weight: of the teacher's term; the labels get the rest.
+        temperature: of soft distillation.
+        label_smoothing: of the cross-entropy with the labels.
+        backend: of `titn.kernels.distillation_loss`.
+    """
+
+    def objective(
+        batch: Batch, class_logits: Tensor, distillation_logits: Tensor | None, targets: Tensor | None
+    ) -> Tensor:
+        return distillation_loss(
+            class_logits,
+            distillation_logits,
+            batch.labels_a,
+            batch.labels_b,
+            batch.lam,
+            targets,
+            kind=kind,
+            weight=weight,
+            temperature=temperature,
+            label_smoothing=label_smoothing,
+            backend=backend,
+        )
+
+    return objective
+
+
+class TrainStep:
+    """Takes training steps on `module`.
+
+    Args:
+        module: images [B, C, H, W] to logits [B, K], or to those of a class and a distillation head.
+        optimizer: over the module's parameters.
+        objective: the loss.
+        amp: dtype of `torch.autocast` around the forward pass; None: none.
+        scaler: scales the loss of float16 gradients; by default one that does nothing.
+        cuda_graph: the module was compiled for replay as a CUDA graph.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        objective: Objective,
+        *,
+        amp: torch.dtype | None = None,
+        scaler: torch.amp.GradScaler | None = None,
+        cuda_graph: bool = False,
+    ) -> None:
+        self.module = module
+        self.optimizer = optimizer
+        self.objective = objective
+        self.amp = amp
+        self.scaler = scaler or torch.amp.GradScaler(enabled=False)
+        self.cuda_graph = cuda_graph
+
+    def __call__(self, batch: Batch, targets: Tensor | None, rate: float) -> Tensor:
+        """One step at learning rate `rate`.
+
+        Returns:
+            Sums over the batch, float64 [3] on its device: the loss, images whose class head says `labels_a`, images
+            whose distillation head agrees with the teacher.
+        """
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        if self.cuda_graph:
+            torch.compiler.cudagraph_mark_step_begin()
+        with torch.autocast(batch.images.device.type, self.amp, enabled=self.amp is not None):
+            output = self.module(batch.images)
+        class_logits, distillation_logits = output if isinstance(output, tuple) else (output, None)
+        loss = self.objective(batch, class_logits, distillation_logits, targets)
+        self.optimizer.zero_grad(set_to_none=True)
+        self.scaler.scale(loss).backward()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        return _sums(batch, loss, class_logits, distillation_logits, targets)
+
+
+@torch.no_grad()
+def _sums(
+    batch: Batch, loss: Tensor, class_logits: Tensor, distillation_logits: Tensor | None, targets: Tensor | None
+) -> Tensor:
+    correct = (class_logits.argmax(1) == batch.labels_a).sum()
+    agreed = torch.zeros_like(correct)
+    if targets is not None and distillation_logits is not None:
+        decision = targets if targets.ndim == 1 else targets.argmax(1)
+        agreed = (distillation_logits.argmax(1) == decision).sum()
+    return torch.stack([loss.detach().double() * len(batch.ids), correct.double(), agreed.double()])
+
+
+def compile_network(module: nn.Module, form: CompiledForm, backend: str = "inductor") -> None:
+    """Compile in place, so that the state dict keeps its names; equal blocks share one compilation.
+
+    A module without `blocks` is compiled as a whole.
+    """
+    blocks = getattr(module, "blocks", None)
+    if form == "blocks" and blocks is not None:
+        for block in blocks:
+            block.compile(backend=backend)
+    elif form == "graph" and backend == "inductor":
+        module.compile(mode="reduce-overhead")
+    else:
+        module.compile(backend=backend)
