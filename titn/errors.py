@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import errno
 import functools
+import os
+import select
 import signal
 import sys
 from collections.abc import Callable
@@ -26,12 +28,21 @@ class OneLineParser(argparse.ArgumentParser):
 
 
 def command(main: Callable[[list[str] | None], None]) -> Callable[..., None]:
-    """Wrap a command's `main(argv)`: user errors and a full disk become `error: ...` on stderr and exit code 2."""
+    """Wrap a command's `main(argv)`: user errors and a full disk become `error: ...` on stderr and exit code 2.
+
+    Where the reader of the output has gone (`| head`), the command ends without a word and with exit code 1.
+    """
 
     @functools.wraps(main)
     def wrapped(argv: list[str] | None = None) -> None:
         try:
             main(argv)
+            if sys.stdout is not None:
+                sys.stdout.flush()
+        except BrokenPipeError:
+            if not _reader_has_gone():
+                raise
+            raise SystemExit(1) from None
         except (UserError, BackendUnavailable) as error:
             message = str(error)
         except Interrupted as stopped:
@@ -52,3 +63,14 @@ def command(main: Callable[[list[str] | None], None]) -> Callable[..., None]:
         raise SystemExit(2)
 
     return wrapped
+
+
+def _reader_has_gone() -> bool:
+    """Whether standard output is a pipe that nobody reads any more; what is still buffered for it is then dropped."""
+    output = 1
+    poll = select.poll()
+    poll.register(output, 0)
+    if not any(event & select.POLLERR for _, event in poll.poll(0)):
+        return False
+    os.dup2(os.open(os.devnull, os.O_WRONLY), output)
+    return True
