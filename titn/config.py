@@ -121,7 +121,7 @@ class RunConfig(FolderSettings, SpeedSettings, AugmentationSettings, ScheduleSet
     """What the training of a student and of a teacher have in common."""
 
     program: ClassVar[str]
-    recipe_section: ClassVar[str]
+    role: ClassVar[Literal["student", "teacher"]]
     _said: frozenset[str] = PrivateAttr(default=frozenset())
 
     def __init__(self, **given: Any) -> None:
@@ -230,7 +230,7 @@ class TeacherConfig(TeacherSettings, RunConfig):
     """Train a teacher."""
 
     program: ClassVar[str] = "python -m titn.teacher"
-    recipe_section: ClassVar[str] = "teacher"
+    role: ClassVar[Literal["student", "teacher"]] = "teacher"
 
     @property
     def network(self) -> str:
@@ -275,7 +275,7 @@ class TrainConfig(DistillationSettings, StudentSettings, RunConfig):
     """Train a student, distilled from a teacher."""
 
     program: ClassVar[str] = "python -m titn.train"
-    recipe_section: ClassVar[str] = "student"
+    role: ClassVar[Literal["student", "teacher"]] = "student"
 
     @property
     def without_effect(self) -> list[str]:
@@ -350,7 +350,7 @@ def recipe_for(dataset: str, cls: type[RunConfig]) -> dict[str, Any]:
         path = RECIPES / "folder.yaml"
     recipe = _load_yaml(path)
     sections = {section: recipe.pop(section, None) or {} for section in ("student", "teacher")}
-    return recipe | sections[cls.recipe_section]
+    return recipe | sections[cls.role]
 
 
 def read_yaml(path: Path, cls: type[RunConfig]) -> dict[str, Any]:

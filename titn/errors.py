@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import functools
 import os
+import select
 import signal
 import sys
 from collections.abc import Callable
@@ -33,7 +34,10 @@ class OneLineParser(argparse.ArgumentParser):
 
 
 def command(main: Callable[[list[str] | None], None]) -> Callable[..., None]:
-    """Wrap a command's `main(argv)`: mistakes and failing files become `error: ...` on stderr and exit code 2."""
+    """Wrap a command's `main(argv)`: mistakes and failing files become `error: ...` on stderr and exit code 2.
+
+    Where the reader of the output has gone (`| head`), the command ends without a word and with exit code 1.
+    """
 
     @functools.wraps(main)
     def wrapped(argv: list[str] | None = None) -> None:
@@ -42,7 +46,12 @@ def command(main: Callable[[list[str] | None], None]) -> Callable[..., None]:
                 stream.reconfigure(errors="backslashreplace")
         try:
             main(argv)
-            sys.stdout.flush()
+            if sys.stdout is not None:
+                sys.stdout.flush()
+        except BrokenPipeError:
+            if not _reader_has_gone():
+                raise
+            raise SystemExit(1) from None
         except (UserError, BackendUnavailable) as error:
             message = str(error)
         except Interrupted as stopped:
@@ -51,9 +60,6 @@ def command(main: Callable[[list[str] | None], None]) -> Callable[..., None]:
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)
             raise SystemExit(128 + signal.SIGINT) from None
-        except BrokenPipeError:  # the reader has seen enough; Python flushes standard output once more as it leaves
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            raise SystemExit(128 + signal.SIGPIPE) from None
         except OSError as error:
             if error.errno is None:
                 raise
@@ -64,3 +70,14 @@ def command(main: Callable[[list[str] | None], None]) -> Callable[..., None]:
         raise SystemExit(2)
 
     return wrapped
+
+
+def _reader_has_gone() -> bool:
+    """Whether standard output is a pipe that nobody reads any more; what is still buffered for it is then dropped."""
+    output = 1
+    poll = select.poll()
+    poll.register(output, 0)
+    if not any(event & select.POLLERR for _, event in poll.poll(0)):
+        return False
+    os.dup2(os.open(os.devnull, os.O_WRONLY), output)
+    return True

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -15,58 +12,54 @@ from titn.config import RunConfig
 from titn.data.dataset import Dataset
 from titn.errors import UserError
 from titn.files import write_safetensors
-from titn.models import MODELS, create_model
+from titn.models import MODELS
+from titn.models.metadata import StoredNetwork
+from titn.models.registry import build, model_sizes
+from titn.models.sizes import Sizes, TransformerSizes
 from titn.teachers.architectures import TEACHERS, create_teacher
 
-_KEY = "titn"
 
-
-@dataclass(frozen=True)
-class NetworkSpec:
-    """Architecture, input and classes of a trained network; `mean` and `std` are per channel on the 0..1 scale."""
-
-    name: str
-    num_classes: int
-    in_channels: int
-    image_size: int
-    dataset: str
-    class_names: tuple[str, ...]
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    overrides: dict[str, Any] = field(default_factory=dict)
+class NetworkSpec(StoredNetwork):
+    """A network that this program trains, from the configuration and the data set to the module and back."""
 
     @classmethod
     def of(cls, config: RunConfig, dataset: Dataset) -> NetworkSpec:
-        """The network that `config` asks for, sized for `dataset`."""
-        return cls(
-            name=config.network,
-            num_classes=dataset.num_classes,
-            in_channels=dataset.channels,
-            image_size=dataset.image_size,
-            dataset=dataset.name,
-            class_names=dataset.class_names,
-            mean=dataset.mean,
-            std=dataset.std,
-            overrides=config.network_options,
-        )
+        """The network that `config` asks for, sized for `dataset`.
+
+        Raises:
+            UserError: no such network, or sizes that do not fit each other.
+        """
+        arguments = (dataset.num_classes, dataset.channels, dataset.image_size)
+        sizes: Sizes = Sizes(*arguments)
+        if config.role == "student":
+            sizes = model_sizes(config.network, *arguments, **config.network_options)
+        return cls(config.network, sizes, dataset.name, dataset.class_names, dataset.mean, dataset.std)
+
+    @property
+    def num_classes(self) -> int:
+        """Classes that the network tells apart."""
+        return self.sizes.num_classes
+
+    @property
+    def in_channels(self) -> int:
+        """Channels of its images."""
+        return self.sizes.in_channels
+
+    @property
+    def image_size(self) -> int:
+        """Height and width of its images in pixels."""
+        return self.sizes.image_size
 
     def build(self, kernels: str = "torch") -> nn.Module:
         """A freshly initialised module on the CPU; `kernels` is the backend of a student's fused operations."""
-        if self.name in TEACHERS:
-            return create_teacher(self.name, self.num_classes, self.in_channels, self.image_size)
-        return create_model(
-            self.name,
-            num_classes=self.num_classes,
-            in_channels=self.in_channels,
-            image_size=self.image_size,
-            kernels=kernels,
-            **self.overrides,
-        )
+        if isinstance(self.sizes, TransformerSizes):
+            return build(self.sizes, kernels=kernels)
+        return create_teacher(self.name, self.num_classes, self.in_channels, self.image_size)
 
 
 def save_network(path: Path, module: nn.Module, spec: NetworkSpec) -> None:
     """Write the module's state dict as safetensors, with `spec` in its metadata."""
-    write_safetensors(path, module.state_dict(), {"format": "pt", _KEY: json.dumps(asdict(spec))})
+    write_safetensors(path, module.state_dict(), spec.to_metadata())
 
 
 def read_spec(path: Path) -> NetworkSpec:
@@ -75,17 +68,9 @@ def read_spec(path: Path) -> NetworkSpec:
     Raises:
         UserError: the file is missing, damaged or was written by something else.
     """
-    try:
-        with safe_open(path, framework="pt") as file:
-            text = (file.metadata() or {}).get(_KEY)
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{path} is not a readable safetensors file: {error}") from None
-    if text is None:
+    spec = NetworkSpec.read(path)
+    if spec is None:
         raise UserError(f"{path} was not written by this project: its metadata names no network")
-    values = json.loads(text)
-    for name in ("class_names", "mean", "std"):
-        values[name] = tuple(values[name])
-    spec = NetworkSpec(**values)
     if spec.name not in (*MODELS, *TEACHERS):
         raise UserError(f"{path} holds an unknown network {spec.name!r}")
     return spec

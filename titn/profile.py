@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Table
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -30,7 +31,13 @@ PAPER_TEACHER = "vgg16_bn"
 _PAPER_IMAGES = 1024
 _IMAGES = 2  # BatchNorm in training mode refuses a single image
 _LINEAR = {torch.ops.aten.addmm, torch.ops.aten.mm, torch.ops.aten.convolution}
-_NORMALISED = {torch.ops.aten.native_layer_norm, torch.ops.aten.native_batch_norm}
+# torch 2.14 takes native_batch_norm apart into the other two, earlier ones do not
+_NORMALISED = {
+    torch.ops.aten.native_layer_norm,
+    torch.ops.aten.native_batch_norm,
+    torch.ops.aten._native_batch_norm_legit,
+    torch.ops.aten._native_batch_norm_legit_no_training,
+}
 _AVERAGED = {torch.ops.aten.mean, torch.ops.aten._adaptive_avg_pool2d}
 
 Counts = dict[Any, int]
@@ -131,8 +138,8 @@ def _paper_operations(counts: Counts) -> int:
 def _table(profiles: list[Profile]) -> Table:
     table = Table()
     table.add_column("model", no_wrap=True)
-    for heading in ("parameters", "MACs (M)", "fwd + bwd (M)", "paper: param. (M)", "paper: GFLOPs"):
-        table.add_column(heading, justify="right")
+    for heading in ("parameters", "MACs\n(M)", "fwd + bwd\n(M)", "paper:\nparam. (M)", "paper:\nGFLOPs"):
+        table.add_column(heading, justify="right", no_wrap=True)
     for row in profiles:
         table.add_row(
             row.model,
@@ -143,6 +150,14 @@ def _table(profiles: list[Profile]) -> Table:
             f"{row.paper_gflops:.2f}",
         )
     return table
+
+
+def _print(table: Table) -> None:
+    """Print the table whole, beyond the console's width where the numbers need it."""
+    console = Console()
+    needed = Measurement.get(console, console.options.update(max_width=1000), table).maximum
+    console.width = max(console.width, needed)
+    console.print(table)
 
 
 @command
@@ -165,7 +180,7 @@ def main(argv: list[str] | None = None) -> None:
     if arguments.json:
         print(json.dumps([asdict(row) for row in profiles], indent=1))
     else:
-        Console().print(_table(profiles))
+        _print(_table(profiles))
 
 
 if __name__ == "__main__":

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
 from rich.console import Console
 
 from titn import profile as module
-from titn.models import create_model
-from titn.profile import count_macs, main, profile
+from titn.errors import command
+from titn.models import MODELS, create_model
+from titn.profile import Profile, count_macs, main, profile
 
 PAPER = {
     "titn": (5.85, 111.40),
@@ -63,15 +67,69 @@ def test_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert row["macs_forward"] == 110_685_696 - 2 * 90 * 192
 
 
-def test_table_has_every_model_and_the_teacher(monkeypatch: pytest.MonkeyPatch) -> None:
-    console = Console(record=True, width=80)
+@pytest.fixture(scope="module")
+def counted() -> list[Profile]:
+    """Every kind of row, the widest numbers among them."""
+    return [profile("titn"), profile("titn_patch4_pixel1"), profile("vgg16_bn", num_classes=1000)]
+
+
+@pytest.mark.parametrize("width", [20, 40, 80, 140, None])
+def test_names_and_numbers_of_the_table_are_whole(
+    width: int | None, counted: list[Profile], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """At any width of a terminal, and (None) in a file."""
+    console = Console() if width is None else Console(width=width, force_terminal=True, color_system=None)
     monkeypatch.setattr(module, "Console", lambda: console)
     monkeypatch.setattr(module, "MODELS", ("titn", "titn_patch4_pixel1"))  # counting all takes long
+    monkeypatch.setattr(module, "profile", lambda name, *_: next(row for row in counted if row.model == name))
+    main([])
+    printed = capsys.readouterr().out
+    rows = [[cell.strip() for cell in line.strip("│").split("│")] for line in printed.splitlines() if "│" in line]
+    assert rows == [
+        ["titn", "5,852,564", "110.69", "332.0", "5.85", "111.40"],
+        ["titn_patch4_pixel1", "5,870,888", "424.77", "1274.3", "5.85", "412.65"],
+        ["vgg16_bn", "138,365,992", "436.83", "1308.7", "138.37", "448.47"],
+    ]
+    assert "…" not in printed
+    widest = max(map(len, printed.splitlines()))
+    assert widest <= max(80, width or 80)
+
+
+def test_default_table_has_every_model_and_the_teacher(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    real = profile("vit")
+    monkeypatch.setattr(module, "profile", lambda name, *_: asked.append(name) or real)
     main(["--image-size", "32"])
-    lines = console.export_text().splitlines()
-    for name in ("titn", "titn_patch4_pixel1", "vgg16_bn"):
-        assert any(f" {name} " in line for line in lines), name
-    assert any("5,852,564" in line and "110.69" in line and "332.0" in line and "111.40" in line for line in lines)
+    assert asked == [*MODELS, "vgg16_bn"]
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("options", ["--json", ""])
+def test_a_reader_that_goes_ends_the_command_without_a_word(options: str, unbuffered: str) -> None:
+    program = f"set -o pipefail; {sys.executable} -m titn.profile --model vit {options} | head -c 0"
+    environment = os.environ | {"PYTHONUNBUFFERED": unbuffered}
+    done = subprocess.run(["bash", "-c", program], capture_output=True, text=True, env=environment)
+    assert (done.returncode, done.stderr) == (1, "")
+
+
+def test_a_pipe_that_breaks_elsewhere_is_not_hidden() -> None:
+    @command
+    def broken(argv: list[str] | None) -> None:
+        read, write = os.pipe()
+        os.close(read)
+        os.write(write, b"lost")
+
+    with pytest.raises(BrokenPipeError):
+        broken()
+
+
+@pytest.mark.parametrize(
+    ("target", "code", "error"), [(">&-", 0, ""), ("> /dev/full", 2, "error: cannot write a file")]
+)
+def test_output_that_is_closed_or_full(target: str, code: int, error: str) -> None:
+    program = f"{sys.executable} -m titn.profile --model vit {target}"
+    done = subprocess.run(["bash", "-c", program], capture_output=True, text=True)
+    assert done.returncode == code and done.stderr.startswith(error) and done.stderr.count("\n") == (code == 2)
 
 
 @pytest.mark.parametrize(

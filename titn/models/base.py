@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
 
 from titn.errors import UserError
 from titn.models.layers import LAYER_NORM_EPS, PatchLayer, PixelLayer, PixelsToPatches
+from titn.models.sizes import TransformerSizes, check_choice, check_rate
 
 KERNELS = ("auto", "torch", "triton", "native")
-POOLS = ("mean", "token")
 
 
 class ImageTransformer(nn.Module, ABC):
@@ -20,12 +21,12 @@ class ImageTransformer(nn.Module, ABC):
     `forward` takes images `[B, in_channels, image_size, image_size]` and returns class logits `[B, num_classes]`. With
     a distillation token, training mode returns `(class_logits, distillation_logits)` and evaluation mode the
     average of the two; `set_distilled_training(False)` makes training return the average as well.
-    The class representation is the mean of class token and patches (`pool="mean"`) or the class token alone.
 
     Raises:
-        UserError: a value is of the wrong type or out of range, or the images have another size than the model.
+        UserError: a rate or backend that there is not, or images of another size than the model's.
     """
 
+    sizes: TransformerSizes
     blocks: nn.ModuleList
     tables: tuple[str, ...]
     """Names of the bare parameter tables: no weight decay, and not in the paper's parameter column."""
@@ -34,45 +35,31 @@ class ImageTransformer(nn.Module, ABC):
     norm_first: bool
     """Whether one LayerNorm serves all tokens before pooling, or each head has its own behind it."""
 
-    def __init__(
-        self,
-        *,
-        num_classes: int,
-        in_channels: int,
-        image_size: int,
-        patch_size: int,
-        patch_dim: int,
-        pool: str,
-        distilled: bool,
-        drop_rate: float,
-        kernels: str,
-    ) -> None:
+    def __init__(self, sizes: TransformerSizes, *, drop_rate: float, kernels: str) -> None:
         super().__init__()
-        check_whole("num_classes", num_classes, at_least=0)
-        check_whole("in_channels", in_channels)
-        check_whole("image_size", image_size)
-        check_whole("patch_size", patch_size)
-        check_whole("patch_dim", patch_dim)
-        check_divides("image_size", image_size, "patch_size", patch_size)
-        check_choice("pool", pool, POOLS)
-        check_rate("drop_rate", drop_rate)
-        self.num_classes = num_classes
-        self.in_channels = self.in_chans = in_channels
-        self.image_size = image_size
-        self.patch_size = patch_size
-        self.num_patches = (image_size // patch_size) ** 2
-        self.num_tokens = self.num_patches + (2 if distilled else 1)
-        self.num_features = self.head_hidden_size = self.embed_dim = patch_dim
-        self.pool = pool
-        self.distilled = distilled
-        self.distilled_training = distilled
+        self.sizes = sizes
+        self.in_channels = self.in_chans = sizes.in_channels
+        self.image_size = sizes.image_size
+        self.num_patches, self.num_tokens = sizes.num_patches, sizes.num_tokens
+        self.num_features = self.head_hidden_size = self.embed_dim = sizes.patch_dim
+        self.distilled = self.distilled_training = sizes.distilled
         self.kernels = kernels
-        self.norm = nn.LayerNorm(patch_dim, eps=LAYER_NORM_EPS)
-        self.head_drop = nn.Dropout(drop_rate)
+        self.norm = nn.LayerNorm(self.embed_dim, eps=LAYER_NORM_EPS)
+        self.head_drop = nn.Dropout(check_rate("drop_rate", drop_rate))
         self.head = self._linear_head()
-        if distilled:
-            self.norm_dist = nn.Identity() if self.norm_first else nn.LayerNorm(patch_dim, eps=LAYER_NORM_EPS)
+        if self.distilled:
+            self.norm_dist = nn.Identity() if self.norm_first else nn.LayerNorm(self.embed_dim, eps=LAYER_NORM_EPS)
             self.head_dist = self._linear_head()
+
+    @property
+    def num_classes(self) -> int:
+        """Outputs of each head; 0 where the model returns features."""
+        return self.sizes.num_classes
+
+    @property
+    def pool(self) -> str:
+        """Class representation: "mean" or "token"."""
+        return self.sizes.pool
 
     @property
     def kernels(self) -> str:
@@ -134,11 +121,9 @@ class ImageTransformer(nn.Module, ABC):
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """New heads for `num_classes` (0: none, the model returns features); `global_pool` is "avg" or "token"."""
-        check_whole("num_classes", num_classes, at_least=0)
-        if global_pool is not None:
-            self.pool = pool_from_timm(global_pool)
+        pool = self.pool if global_pool is None else pool_from_timm(global_pool)
+        self.sizes = replace(self.sizes, num_classes=num_classes, pool=pool)
         device, dtype = self.norm.weight.device, self.norm.weight.dtype
-        self.num_classes = num_classes
         self.head = self._linear_head().to(device, dtype)
         if self.distilled:
             self.head_dist = self._linear_head().to(device, dtype)
@@ -165,29 +150,3 @@ def pool_from_timm(global_pool: str) -> str:
     """Our name of timm's `global_pool`: "avg" is "mean"; "token" is the same."""
     check_choice("global_pool", global_pool, ("avg", "token"))
     return "mean" if global_pool == "avg" else "token"
-
-
-def check_whole(name: str, value: object, at_least: int = 1) -> None:
-    """Raise UserError unless `value` is a whole number of at least `at_least`."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < at_least:
-        raise UserError(f"{name} must be a whole number of at least {at_least}, not {value!r}")
-
-
-def check_rate(name: str, value: object) -> None:
-    """Raise UserError unless `value` is a probability below 1."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0.0 <= value < 1.0:
-        raise UserError(f"{name} must be at least 0 and below 1, not {value!r}")
-
-
-def check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
-    """Raise UserError unless `value` is one of `choices`."""
-    if value not in choices:
-        raise UserError(f"{name} must be one of {', '.join(choices)}, not {value!r}")
-
-
-def check_divides(whole_name: str, whole: int, part_name: str, part: int) -> None:
-    """Raise UserError unless `part` divides `whole`."""
-    if whole % part:
-        fitting = [divisor for divisor in range(1, whole + 1) if whole % divisor == 0]
-        nearest = min(fitting, key=lambda divisor: abs(divisor - part))
-        raise UserError(f"{part_name} {part} does not divide {whole_name} {whole}; {part_name} {nearest} would")

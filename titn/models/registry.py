@@ -3,26 +3,33 @@
 from __future__ import annotations
 
 import difflib
-import inspect
+from collections.abc import Callable
+from dataclasses import fields, replace
 from typing import Any
 
 from titn.errors import UserError
 from titn.models.base import ImageTransformer
+from titn.models.sizes import Sizes, TNTSizes, TransformerSizes, ViTSizes
 from titn.models.tnt import TransformerInTransformer
 from titn.models.vit import VisionTransformer
 
-_ARCHITECTURES: dict[str, tuple[type[ImageTransformer], dict[str, Any]]] = {
-    "titn": (TransformerInTransformer, {}),
-    "titn_large_patch": (TransformerInTransformer, {"patch_size": 16, "pixel_size": 4}),
-    "titn_authors": (TransformerInTransformer, {"second_position": True}),
-    "titn_patch4": (TransformerInTransformer, {"patch_size": 4}),
-    "titn_patch4_small": (TransformerInTransformer, {"patch_size": 4, "depth": 6}),
-    "titn_patch4_pixel1": (TransformerInTransformer, {"patch_size": 4, "pixel_size": 1}),
-    "tnt": (TransformerInTransformer, {"distilled": False}),
-    "deit": (VisionTransformer, {"distilled": True}),
-    "vit": (VisionTransformer, {}),
+SIZES: dict[str, TransformerSizes] = {
+    "titn": TNTSizes(),
+    "titn_large_patch": TNTSizes(patch_size=16, pixel_size=4),
+    "titn_authors": TNTSizes(second_position=True),
+    "titn_patch4": TNTSizes(patch_size=4),
+    "titn_patch4_small": TNTSizes(patch_size=4, depth=6),
+    "titn_patch4_pixel1": TNTSizes(patch_size=4, pixel_size=1),
+    "tnt": TNTSizes(distilled=False),
+    "deit": ViTSizes(distilled=True),
+    "vit": ViTSizes(),
 }
-MODELS = tuple(_ARCHITECTURES)
+MODELS = tuple(SIZES)
+_ARCHITECTURES: dict[type[Sizes], Callable[..., ImageTransformer]] = {
+    TNTSizes: TransformerInTransformer,
+    ViTSizes: VisionTransformer,
+}
+_OPTIONS = ("drop_rate", "drop_path_rate", "kernels")
 
 
 def create_model(
@@ -36,21 +43,41 @@ def create_model(
         num_classes: outputs; 0 leaves the heads out.
         in_channels: channels of the images.
         image_size: height and width of the images in pixels.
-        overrides: constructor arguments of the model: depth, patch_size, patch_dim, patch_heads, pool, drop_rate,
-            drop_path_rate, kernels and, with a pixel stream, pixel_size, pixel_dim, pixel_heads.
+        overrides: other sizes than the name's (the fields of `TNTSizes` or `ViTSizes`: depth, patch_size, patch_dim,
+            patch_heads, pool and, with a pixel stream, pixel_size, pixel_dim, pixel_heads), and drop_rate,
+            drop_path_rate, kernels.
 
     Raises:
         UserError: no such model or option, or a value that does not fit.
     """
-    if name not in _ARCHITECTURES:
-        raise UserError(_unknown("model", name, MODELS))
-    architecture, settings = _ARCHITECTURES[name]
-    known = tuple(inspect.signature(architecture).parameters)
+    known = (*(field.name for field in fields(_named(name))), *_OPTIONS)
     for option in overrides:
         if option not in known:
             raise UserError(_unknown(f"option of model {name}:", option, known))
-    arguments = {"num_classes": num_classes, "in_channels": in_channels, "image_size": image_size}
-    return architecture(**{**settings, **arguments, **overrides})
+    options = {option: overrides.pop(option) for option in _OPTIONS if option in overrides}
+    return build(model_sizes(name, num_classes, in_channels, image_size, **overrides), **options)
+
+
+def model_sizes(
+    name: str, num_classes: int = 100, in_channels: int = 3, image_size: int = 32, **changes: Any
+) -> TransformerSizes:
+    """Sizes of the model `name` for such images and classes; `changes` are other fields of them.
+
+    Raises:
+        UserError: no such model, or a value that does not fit.
+    """
+    return replace(_named(name), num_classes=num_classes, in_channels=in_channels, image_size=image_size, **changes)
+
+
+def build(sizes: TransformerSizes, **options: Any) -> ImageTransformer:
+    """A freshly initialised model of these sizes; `options` are drop_rate, drop_path_rate and kernels."""
+    return _ARCHITECTURES[type(sizes)](sizes, **options)
+
+
+def _named(name: str) -> TransformerSizes:
+    if name not in SIZES:
+        raise UserError(_unknown("model", name, MODELS))
+    return SIZES[name]
 
 
 def _unknown(what: str, name: str, known: tuple[str, ...]) -> str:
