@@ -21,12 +21,13 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from titn.config import kind_of
+from titn.config import TeacherConfig, TrainConfig
 from titn.errors import UserError
 from titn.files import write_atomic
 from titn.metrics import classification_metrics, confusion_matrix
 from titn.report.figures import confusion, curves
-from titn.report.style import printable, shorten
+from titn.report.style import shorten
+from titn.report.text import printable
 
 if TYPE_CHECKING:
     from titn.data.dataset import Dataset
@@ -124,7 +125,7 @@ def _so_far(
     config: Mapping[str, Any], dataset: Dataset, history: Sequence[Mapping[str, Any]], logits: Tensor | None
 ) -> dict[str, Any]:
     """What a stopped run's result would begin with: its last epoch, and what is trained on what."""
-    student = "model" in config
+    student = _is_student(config)
     result: dict[str, Any] = {}
     if logits is not None:
         result |= classification_metrics(logits, torch.from_numpy(dataset.test_labels))
@@ -140,12 +141,17 @@ def _so_far(
     }
 
 
+def _is_student(config: Mapping[str, Any]) -> bool:
+    return "model" in config
+
+
 def _stopped(run_dir: Path, config: Mapping[str, Any], epochs: int) -> dict[str, str]:
     """Where the run was stopped, and the command that continues it."""
     of = f"of {config.get('epochs', '?')}"
+    program = (TrainConfig if _is_student(config) else TeacherConfig).program
     return {
         "where": f"after epoch {epochs} {of}" if epochs else f"before the end of epoch 1 {of}",
-        "command": f"{kind_of(run_dir / 'config.yaml').program} --resume {shlex.quote(str(run_dir))}",
+        "command": f"{program} --resume {shlex.quote(str(run_dir))}",
     }
 
 

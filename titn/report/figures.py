@@ -18,6 +18,7 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from titn.report.style import shorten, style
+from titn.report.text import printable
 
 MOST_TICK_LABELS = 20
 _INK = "#0a0b0c"  # stands for the page's text colour until the SVG is written
@@ -63,6 +64,8 @@ def curves(history: Sequence[Mapping[str, Any]]) -> str:
             axes.set_title(title)
             axes.set_xlabel("epoch")
             axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+            if title == "Images per second":
+                axes.set_ylim(bottom=0)
             if axes.get_legend_handles_labels()[1]:
                 axes.legend()
         return _svg(figure, "Loss, accuracy, learning rate and images per second over epochs")
@@ -87,7 +90,7 @@ def confusion(matrix: NDArray[np.int64], class_names: Sequence[str]) -> str:
         axes.set(xlabel="predicted class", ylabel="true class")
         axes.spines[:].set(visible=True, alpha=0.3)
         if classes <= MOST_TICK_LABELS:
-            names = [shorten(name) for name in class_names]
+            names = [printable(shorten(name)) for name in class_names]
             turn = 0 if max(map(len, names)) <= 2 else 45
             axes.set_xticks(
                 range(classes), names, rotation=turn, ha="right" if turn else "center", rotation_mode="anchor"
