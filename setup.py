@@ -4,5 +4,5 @@ from setuptools import find_packages, setup
 
 setup(
     packages=find_packages(include=["titn", "titn.*"]),
-    package_data={"titn": ["py.typed", "recipes/*.yaml"]},
+    package_data={"titn": ["py.typed", "recipes/*.yaml", "report/template.html"]},
 )

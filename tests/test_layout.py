@@ -81,7 +81,7 @@ def test_imports_run_one_way(folder: str) -> None:
         ("from titn.models.tnt import TITN", ["titn.models.tnt.TITN"]),
         ("def f():\n    import titn.pipelines.plan", ["titn.pipelines.plan"]),
         ("import kernels.common", ["kernels.common"]),
-        ("from ... import datasets", ["titn.data.dataset"]),
+        ("from ... import data", ["titn.data"]),
         ("from ...pipelines.plan import EpochPlan", ["titn.pipelines.plan.EpochPlan"]),
         ("from titn.kernels_of_others import x", ["titn.kernels_of_others.x"]),
         ("from titn import kernels", []),

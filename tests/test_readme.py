@@ -1,8 +1,12 @@
-"""What the README says of models and teachers is what the code gives."""
+"""What the README and CONTRIBUTING say is what the code gives."""
 
 from __future__ import annotations
 
+import importlib.util
+import json
 import re
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -13,7 +17,9 @@ import titn
 from titn.models import MODELS
 from titn.teachers.architectures import TEACHERS
 
-README = (Path(__file__).parents[1] / "README.md").read_text("utf-8")
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text("utf-8")
+CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text("utf-8")
 ROWS = re.findall(r"^\| `(\w+)` \| ([\d,]+) \| ([\d.]+) M \|", README, flags=re.MULTILINE)
 
 
@@ -35,7 +41,35 @@ def test_every_teacher_is_named(name: str) -> None:
     assert re.search(rf"\b{name}\b", README)
 
 
-def test_links_lead_somewhere() -> None:
-    links = [link for link in re.findall(r"\]\(([^)]+)\)", README) if "://" not in link]
+@pytest.mark.parametrize("page", [README, CONTRIBUTING], ids=["README", "CONTRIBUTING"])
+def test_links_lead_somewhere(page: str) -> None:
+    links = [link for link in re.findall(r"\]\(([^)]+)\)", page) if "://" not in link]
     assert links
-    assert [link for link in links if not (Path(__file__).parents[1] / link).exists()] == []
+    assert [link for link in links if not (ROOT / link).exists()] == []
+
+
+@pytest.mark.parametrize("page", [README, CONTRIBUTING], ids=["README", "CONTRIBUTING"])
+def test_commands_exist(page: str) -> None:
+    modules = set(re.findall(r"python -m ((?:titn|bench)[\w.]*)", page))
+    assert modules
+    assert [module for module in sorted(modules) if importlib.util.find_spec(module) is None] == []
+
+
+@pytest.mark.parametrize(("column", "dataset"), [(0, "cifar100"), (1, "cifar10"), (2, "mnist")])
+def test_not_run_yet_is_said_of_exactly_those_without_a_result(column: int, dataset: str) -> None:
+    (row,) = re.findall(r"^\| this project: [^|]+\|(.+)\|$", README, flags=re.MULTILINE)
+    results = [json.loads(file.read_text()) for file in (ROOT / "bench" / "results").rglob("*.json")]
+    measured = [result["sections"]["accuracy"].get("data") for result in results if "accuracy" in result["sections"]]
+    assert measured
+    has_result = any(data and data["dataset"] == dataset and data["split"] == "test" for data in measured)
+    assert (row.split("|")[column].strip() != "not run yet") == has_result
+
+
+def test_make_lists_its_targets() -> None:
+    if shutil.which("make") is None:
+        pytest.skip("make is absent: its list of targets was not printed")
+    printed = subprocess.run(["make"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    listed = re.findall(r"^make (\w+) +\S", printed, flags=re.MULTILINE)
+    assert listed[:2] == ["train", "test"]
+    (phony,) = re.findall(r"^\.PHONY: (.+)$", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
+    assert sorted(listed) == sorted(phony.split())

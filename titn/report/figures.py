@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import io
 import math
-import re
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
+from xml.etree import ElementTree
 
 import matplotlib
 import numpy as np
@@ -18,6 +18,7 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from titn.report.style import shorten, style
+from titn.report.text import printable
 
 MOST_TICK_LABELS = 20
 _INK = "#0a0b0c"  # stands for the page's text colour until the SVG is written
@@ -52,8 +53,8 @@ def curves(history: Sequence[Mapping[str, Any]]) -> str:
     """Loss, accuracy, learning rate and images per second over epochs, as one SVG.
 
     Args:
-        history: one mapping an epoch with `epoch` and any of the plotted quantities; one that is absent, None or not
-            finite leaves a gap.
+        history: one mapping per epoch with `epoch` and any of the plotted quantities; one that is absent or no
+            finite number leaves a gap.
     """
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=(10.4, 6.2), layout=ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.12))
@@ -63,9 +64,11 @@ def curves(history: Sequence[Mapping[str, Any]]) -> str:
             axes.set_title(title)
             axes.set_xlabel("epoch")
             axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+            if title == "Images per second":
+                axes.set_ylim(bottom=0)
             if axes.get_legend_handles_labels()[1]:
                 axes.legend()
-        return _svg(figure)
+        return _svg(figure, "Loss, accuracy, learning rate and images per second over epochs")
 
 
 def confusion(matrix: NDArray[np.int64], class_names: Sequence[str]) -> str:
@@ -87,7 +90,7 @@ def confusion(matrix: NDArray[np.int64], class_names: Sequence[str]) -> str:
         axes.set(xlabel="predicted class", ylabel="true class")
         axes.spines[:].set(visible=True, alpha=0.3)
         if classes <= MOST_TICK_LABELS:
-            names = [shorten(name) for name in class_names]
+            names = [printable(shorten(name)) for name in class_names]
             turn = 0 if max(map(len, names)) <= 2 else 45
             axes.set_xticks(
                 range(classes), names, rotation=turn, ha="right" if turn else "center", rotation_mode="anchor"
@@ -97,11 +100,12 @@ def confusion(matrix: NDArray[np.int64], class_names: Sequence[str]) -> str:
                 colour = "white" if strength[row, column] > 0.6 else _INK
                 text = str(matrix[row, column])
                 axes.text(column, row, text, ha="center", va="center", color=colour, fontsize=9 if classes <= 12 else 7)
-        return _svg(figure)
+        return _svg(figure, f"Confusion matrix of {classes} classes")
 
 
 def _line(axes: Axes, history: Sequence[Mapping[str, Any]], key: str, scale: float, label: str, colour: str) -> None:
-    values = [math.nan if epoch.get(key) is None else scale * float(epoch[key]) for epoch in history]
+    numbers = [epoch.get(key) for epoch in history]
+    values = [scale * number if isinstance(number, int | float) else math.nan for number in numbers]
     if not any(map(math.isfinite, values)):
         return
     marker = "o" if len(values) <= 20 else ""
@@ -109,16 +113,23 @@ def _line(axes: Axes, history: Sequence[Mapping[str, Any]], key: str, scale: flo
     axes.plot(epochs, values, color=colour, label=label or None, marker=marker, markersize=3.5)
 
 
-def _svg(figure: Figure) -> str:
-    """The figure as an `<svg>` element that scales with the page."""
-    buffer = io.StringIO()
+def _svg(figure: Figure, description: str) -> str:
+    """The figure as an `<svg>` element that scales with the page, without the names of XML's namespaces."""
+    buffer = io.BytesIO()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from font")  # text stays text: the browser has the glyphs
         figure.savefig(
             buffer, format="svg", transparent=True, metadata=dict.fromkeys(("Creator", "Date", "Format", "Type"))
         )
-    text = buffer.getvalue()
-    text = text[text.index("<svg") :].replace(_INK, "currentColor")
-    text = re.sub(r' xmlns(:xlink)?="[^"]*"', "", text)
-    text = re.sub(r'<g id="[^"]*"', "<g", text)
-    return re.sub(r'<svg [^>]*?(viewBox="[^"]*")[^>]*>', r"<svg \1>", text, count=1)
+    root = ElementTree.fromstring(buffer.getvalue())
+    for element in root.iter():
+        element.tag = element.tag.rpartition("}")[2]
+        attributes = {name.rpartition("}")[2]: value for name, value in element.attrib.items()}
+        if element.tag == "g":
+            attributes.pop("id", None)
+        element.attrib.clear()
+        element.attrib.update({name: value.replace(_INK, "currentColor") for name, value in attributes.items()})
+    size = root.attrib["viewBox"]
+    root.attrib.clear()
+    root.attrib.update({"viewBox": size, "role": "img", "aria-label": description})
+    return ElementTree.tostring(root, encoding="unicode")

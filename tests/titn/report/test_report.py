@@ -183,7 +183,7 @@ def test_shows_the_images_most_confidently_got_wrong(digits_run: tuple[Path, Dat
         assert np.array_equal(pixels, data.test_images[i, ..., 0])
     first = surest[0]
     said, sure = probabilities[first].argmax(), 100 * probabilities[first].max()
-    assert f"said {said} {sure:.1f}\N{NO-BREAK SPACE}%is {data.test_labels[first]} · #{first}" in page.text
+    assert f"said {said} {sure:.1f} % is {data.test_labels[first]} · #{first}" in " ".join(page.text.split())
 
 
 def test_one_epoch_without_a_teacher_or_a_mistake(tmp_path: Path) -> None:
@@ -214,16 +214,111 @@ def test_a_hundred_classes_in_colour(tmp_path: Path) -> None:
     assert "kind-98" not in page.text
 
 
+SHOWN = {
+    "<script>alert(1)</script>": "<script>alert(1)</script>",
+    "$x_1$ & $y$": "$x_1$ & $y$",
+    "猫 [bold]": "猫 [bold]",
+    'a"b\' xmlns="x"': 'a"b\' xmlns="x"',
+    "{{ name }}": "{{ name }}",
+    "caf\udce9": r"caf\xe9",
+    "x" * 300: "xxxxxxxxxxxxxxxxx…",
+    "\\frac{": "\\frac{",
+    "#0a0b0c": "#0a0b0c",
+    "two\nlines \ud800": r"two\x0alines \ud800",
+}
+
+
 def test_class_names_are_text(tmp_path: Path) -> None:
+    """In the tables and at both axes of the matrix; a long one is cut."""
     data, logits = digits()
-    names = ("<script>alert(1)</script>", "$x_1$ & $y$", "猫", 'a"b', "{name}", "a'b", "x" * 300, "\\frac{", "é", " ")
-    data = dataset(data.train_images, data.train_labels, data.test_images, data.test_labels, names)
-    path = write_report(run_folder(tmp_path / "names", data, logits), data, logits)
-    page = Page(path)
+    data = dataset(data.train_images, data.train_labels, data.test_images, data.test_labels, tuple(SHOWN))
+    page = Page(write_report(run_folder(tmp_path / "names", data, logits), data, logits))
     assert page.count["script"] == 0
-    assert "<script>alert(1)</script>" in page.text
-    assert page.text.count("$x_1$ & $y$") >= 3
-    assert "猫" in page.text
+    for name in SHOWN.values():
+        assert page.text.count(name[:17]) >= 3, name
+
+
+def test_run_folder_and_settings_are_text(tmp_path: Path) -> None:
+    data, logits = digits()
+    run = run_folder(tmp_path / "<b>[red]&amp;", data, logits)
+    (run / "config.yaml").write_text('dataset: <i>photos</i>\nteacher: "caf\\uDCE9"\nmodel: titn\n')
+    page = Page(write_report(run, data, logits))
+    assert page.text.count("<b>[red]&amp;") == 2
+    assert "<i>photos</i>" in page.text
+    assert r"caf\xe9" in page.text
+    assert not {"b", "i"} & {tag for tag, _, value in page.attributes if "red" in value}
+
+
+def test_mistakes_carry_the_names_of_their_files(tmp_path: Path) -> None:
+    data, logits = digits()
+    files = [f"test/{label}/<{i}> \udcff.png" for i, label in enumerate(data.test_labels)]
+    object.__setattr__(data, "test_names", tuple(files))
+    text = Page(write_report(run_folder(tmp_path / "run", data, logits), data, logits)).text
+    wrong = np.flatnonzero(logits.argmax(1).numpy() != data.test_labels)
+    surest = wrong[np.argsort(-torch.softmax(logits, 1).amax(1).numpy()[wrong], kind="stable")][:MISTAKES]
+    shown = re.findall(r"test/\d/<\d+> \\xff\.png", text)
+    assert shown == [files[i].replace("\udcff", r"\xff") for i in surest]
+
+
+@pytest.mark.parametrize(("classes", "shown"), [(5, False), (6, True)])
+@pytest.mark.parametrize("stopped", [False, True])
+def test_top_5_is_shown_of_more_than_five_classes(classes: int, shown: bool, stopped: bool, tmp_path: Path) -> None:
+    source, logits = digits()
+    rows = source.test_labels < classes
+    images, labels = source.test_images[rows], source.test_labels[rows]
+    data, logits = (
+        dataset(images, labels, images, labels, tuple(SHOWN)[:classes]),
+        logits[torch.from_numpy(rows), :classes],
+    )
+    run = run_folder(tmp_path / "few", data, logits)
+    if stopped:
+        (run / "result.json").unlink()
+    for answers in (logits, None):
+        text = Page(write_report(run, data, answers)).text
+        assert ("top-5" in text, "top5" in text, "test top-5" in text) == (shown, shown, shown)
+
+
+def stopped_run(path: Path, data: Dataset, logits: Tensor, lines: int, config: str) -> Path:
+    run = run_folder(path, data, logits, epochs=max(lines, 1))
+    (run / "result.json").unlink()
+    (run / "config.yaml").write_text(config)
+    if lines == 0:
+        (run / "metrics.jsonl").unlink()
+    return run
+
+
+def test_a_stopped_run_says_where_and_how_to_continue(tmp_path: Path) -> None:
+    data, logits = digits()
+    config = "dataset: digits\nmodel: titn\nteacher: small_cnn\nepochs: 12\n"
+    run = stopped_run(tmp_path / "my run", data, logits, 3, config)
+    page = Page(write_report(run, data, logits))
+    text = " ".join(page.text.split())
+    assert "This run is not finished: it was stopped after epoch 3 of 12." in text
+    assert f"python -m titn.train --resume '{run}'" in text
+    assert "titn on digits, distilled from small_cnn. Metrics are the last finished epoch's" in text
+    assert f"{100 * classification_metrics(logits, torch.from_numpy(data.test_labels))['f1']:.2f} %" in text
+    assert page.count["svg"] == 2 and page.images()
+
+
+def test_a_stopped_run_without_answers_shows_its_last_epoch(tmp_path: Path) -> None:
+    data, logits = digits()
+    run = stopped_run(tmp_path / "run", data, logits, 2, "dataset: digits\nteacher: small_cnn\nepochs: 5\n")
+    page = Page(write_report(run, data, None))
+    assert "stopped after epoch 2 of 5." in page.text
+    assert f"python -m titn.teacher --resume {run}" in page.text
+    assert "small_cnn on digits. " in page.text
+    assert "60.00 %top-1" in page.text
+    assert (page.count["svg"], page.images()) == (1, [])
+
+
+def test_a_run_stopped_before_its_first_epoch(tmp_path: Path) -> None:
+    data, logits = digits()
+    run = stopped_run(tmp_path / "run", data, logits, 0, "dataset: digits\nmodel: vit\nteacher: none\nepochs: 5\n")
+    page = Page(write_report(run, data, None))
+    assert "stopped before the end of epoch 1 of 5." in page.text
+    assert "No epoch was finished, so there are no curves yet." in page.text
+    assert "Metrics are" not in page.text
+    assert page.count["svg"] == 0
 
 
 def test_the_same_run_gives_the_same_bytes(digits_run: tuple[Path, Dataset, Tensor]) -> None:
@@ -232,13 +327,21 @@ def test_the_same_run_gives_the_same_bytes(digits_run: tuple[Path, Dataset, Tens
     assert write_report(run, data, logits).read_bytes() == before
 
 
+@pytest.mark.parametrize("content", ['{"top1": 0.9', "[1, 2]", "é"])
 @pytest.mark.parametrize("name", ["result.json", "config.yaml", "metrics.jsonl"])
-def test_a_missing_or_damaged_file_is_named(name: str, tmp_path: Path) -> None:
+def test_a_damaged_file_is_named(name: str, content: str, tmp_path: Path) -> None:
     data, logits = digits()
     run = run_folder(tmp_path / "run", data, logits)
-    (run / name).write_text('{"top1": 0.9')
+    (run / name).write_text(content, encoding="latin-1")
     with pytest.raises(UserError, match=f"{name} is damaged"):
         write_report(run, data, logits)
+    assert not (run / "report.html").exists()
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "metrics.jsonl"])
+def test_a_file_missing_from_a_finished_run_is_named(name: str, tmp_path: Path) -> None:
+    data, logits = digits()
+    run = run_folder(tmp_path / "run", data, logits)
     (run / name).unlink()
     with pytest.raises(UserError, match=f"{name} is missing"):
         write_report(run, data, logits)

@@ -143,7 +143,7 @@ def test_a_teacher_of_other_images_is_refused(finished: Path, tmp_path: Path) ->
             for index in range(3):
                 pixels = np.random.default_rng(index).integers(0, 256, (32, 32, 3), dtype=np.uint8)
                 Image.fromarray(pixels).save(folder / split / label / f"{index}.png")
-    with pytest.raises(UserError, match="another classes"):
+    with pytest.raises(UserError, match="another number of classes"):
         config = SMALL.changed(dataset=str(folder), limit_train=None, teacher=str(finished))
         train(config.changed(runs_dir=str(tmp_path / "runs")), console=QUIET)
 
