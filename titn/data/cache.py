@@ -14,7 +14,7 @@ import os
 import stat
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import safetensors
@@ -99,8 +99,7 @@ def check_file(path: Path) -> None:
     try:
         facts = path.stat()
     except OSError as error:
-        broken = path.is_symlink() and not path.exists()
-        reason = f"it is a link to {os.readlink(path)}, which is not there" if broken else error.strerror
+        reason = f"it is a link to {path.readlink()}, which is not there" if path.is_symlink() else error.strerror
         raise UserError(f"cannot read {shown(path)}: {shown(reason or '')}") from None
     if not stat.S_ISREG(facts.st_mode):
         raise UserError(f"cannot read {shown(path)}: it is no regular file (a pipe, socket, device or folder)")
@@ -122,7 +121,7 @@ def _load(path: Path) -> Decoded | None:
         if _seal(arrays, metadata["facts"]) != metadata["seal"]:
             return None
         facts = json.loads(metadata["facts"])
-        named = {name: None if facts[name] is None else tuple(facts[name]) for name in _FACTS}
+        named: dict[str, Any] = {name: None if facts[name] is None else tuple(facts[name]) for name in _FACTS}
         return Decoded(Splits(**arrays, **named), tuple(facts["mean"]), tuple(facts["std"]))
     except (OSError, safetensors.SafetensorError, KeyError, TypeError, ValueError, UserError):
         return None

@@ -48,11 +48,11 @@ class Dataset:
         mean: per channel, of the whole training split at this image size (whatever `limit_train`), 0..1 scale.
         std: likewise, the population's standard deviation; 1 for a channel that never changes.
         fingerprint: SHA-256 of `identity()`, unless it is given.
-        val_images: uint8 [N_val, H, W, C] of the validation split, None without one. Where a data set brings a validation
-            split and no test split, they are the test images too (the same array).
+        val_images: uint8 [N_val, H, W, C] of the validation split, None without one. Without a test split they are the
+            test images too (the same array).
         val_labels: int64 [N_val], or None.
-        train_keys: uint64 [N], keys of the training images' content, by which `development_split` chooses; None where it
-            chooses by position.
+        train_keys: uint64 [N], keys of the training images' content, by which `development_split` chooses; None where
+            it chooses by position.
         test_names: for mistakes to be found again, the file or row of each test image; None where there are none.
         notes: what a user should know, a line each: what each folder is used for, what is passed over, what is odd.
     """

@@ -1,8 +1,8 @@
 """Folders of images: what lies in a folder, which of it is a split, which of it a class.
 
-Read are `CLASS/*`, and `train/CLASS/*` with `val/CLASS/*` and `test/CLASS/*`, under any of the names that people give to
-splits, in any capitalisation, and below folders that only wrap another one. Everything else is refused, naming what was
-found and what is expected: a layout that is not recognised is never read as another one.
+Read are `CLASS/*`, and `train/CLASS/*` with `val/CLASS/*` and `test/CLASS/*`, under any of the names that people give
+to splits, in any capitalisation, and below folders that only wrap another one. Everything else is refused, naming what
+was found and what is expected: a layout that is not recognised is never read as another one.
 """
 
 from __future__ import annotations
@@ -81,14 +81,14 @@ def scan(path: Path, depth: int = _DEEPEST) -> Folder:
     Raises:
         UserError: the folder itself cannot be read.
     """
-    folder = _scan(path, path.resolve().name, depth, ())
+    folder = _scan(path, shown(path.resolve().name) or "folder", depth, ())
     if folder.error:
         raise UserError(f"cannot read the folder {shown(path)}: {folder.error}")
     return folder
 
 
 def _scan(path: Path, name: str, depth: int, above: tuple[tuple[int, int], ...]) -> Folder:
-    folder = Folder(path, shown(name))
+    folder = Folder(path, name)
     try:
         facts = path.stat()
         entries = sorted(os.scandir(path), key=lambda entry: os.fsencode(entry.name))
@@ -107,7 +107,7 @@ def _scan(path: Path, name: str, depth: int, above: tuple[tuple[int, int], ...])
             elif hidden or is_run(inner) or _is_cache(inner):
                 folder.passed.append(f"{entry.name}/")
             elif depth > 0:
-                folder.folders.append(_scan(inner, os.path.join(name, entry.name), depth - 1, above))
+                folder.folders.append(_scan(inner, f"{name}/{shown(entry.name)}", depth - 1, above))
             else:
                 folder.passed.append(f"{entry.name}/ (nested too deep)")
         elif hidden:
@@ -161,9 +161,9 @@ def passed_over(folder: Folder) -> list[str]:
         notes.append(f"{folder.name}: files passed over, since their name does not end like an image's: {shown(kinds)}")
     if hidden := sum(inner.hidden for inner in folders):
         notes.append(f"{folder.name}: {hidden:,} hidden image files passed over")
-    names = [os.path.join(inner.name, name) for inner in folders for name in inner.passed]
+    names = [f"{inner.name}/{shown(name)}" for inner in folders for name in inner.passed]
     if names:
-        notes.append(f"{folder.name}: folders passed over (hidden, or this program's own): {shown(listing(names))}")
+        notes.append(f"{folder.name}: folders passed over (hidden, or this program's own): {listing(names)}")
     if closed := [inner.name for inner in folders if inner.error]:
         notes.append(f"{folder.name}: folders that cannot be read: {listing(closed)}")
     return notes
@@ -269,9 +269,7 @@ def _splits_in(place: Folder, notes: list[str]) -> dict[str, Folder]:
     others = [inner for inner in place.folders if not split_of_folder(inner.path.name) and inner.holds_images]
     named = [inner for inners in by_kind.values() for inner in inners]
     if others and [inner.path.name.lower() for inner in named] == ["train"] and _is_flat(named[0]):
-        notes.append(
-            f"{named[0].name}/ is read as a class, not as a split: images lie in it, as in the folders beside it"
-        )
+        notes.append(f"{named[0].name}/ is read as a class, not as a split: it holds images, as the folders beside it")
         return {}
     for kind, inners in by_kind.items():
         if len(inners) > 1:

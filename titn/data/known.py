@@ -120,8 +120,8 @@ def _verified(path: Path, md5: str, name: str) -> bytes:
         raise UserError(f"cannot read {shown(path)}: {reason}; expected {name}'s own file") from None
     if hashlib.md5(data, usedforsecurity=False).hexdigest() != md5:
         raise UserError(
-            f"{shown(path)} is not {name}'s file of that name, or is damaged ({len(data):,} bytes, wrong MD5); expected "
-            f"the original, with MD5 {md5}; another --data-dir can be named"
+            f"{shown(path)} is not {name}'s file of that name, or is damaged ({len(data):,} bytes, wrong MD5); "
+            f"expected the original, with MD5 {md5}; another --data-dir can be named"
         )
     return data
 
@@ -164,7 +164,7 @@ def _read_cifar_archive(name: str, archive: Path, size: int) -> Splits:
 
 
 def _find_parquet(name: str, place: Path, *, own: bool) -> Source | None:
-    """The Parquet files in `place`: anywhere below it if it is the data set's own folder, else where the hub has them."""
+    """The Parquet files in `place`: anywhere below the data set's own folder, else where the hub has them."""
     if own:
         found = find_parquet_below(scan(place))
         return _parquet_source(found, name) if found else None

@@ -265,7 +265,7 @@ def _columns(schema: Any, features: Mapping[str, Any], path: Path) -> tuple[str,
     described = [name for name in labels if _class_names(features, name) is not None]
     usual_images = [name for name in _IMAGE_COLUMNS if name in kinds]
     usual_labels = [name for name in _LABEL_COLUMNS if name in kinds][:1]
-    chosen = []
+    chosen: list[str] = []
     for candidates, usual, what, expected in (
         (images, usual_images, "image", "a struct with the image file's bytes, or binary"),
         (labels, usual_labels or described, "label", "whole numbers or text"),
@@ -278,8 +278,8 @@ def _columns(schema: Any, features: Mapping[str, Any], path: Path) -> tuple[str,
             raise UserError(f"{shown(path)} needs a column {what} ({expected}); it has {shown(columns)}")
         if len(likely) > 1:
             raise UserError(
-                f"{shown(path)}: {' or '.join(map(shown, likely))} may be the column of the {what}s; expected one column "
-                f"called {what}"
+                f"{shown(path)}: {' or '.join(map(shown, likely))} may be the column of the {what}s; "
+                f"expected one column called {what}"
             )
         chosen += likely
     return chosen[0], chosen[1]
@@ -305,8 +305,8 @@ def _classes(
     if names is None or not numeric:
         if len(values) > max(2, len(train.labels) // 2):
             raise UserError(
-                f"the labels in {first} are no classes: {len(values):,} different ones for {len(train.labels):,} images "
-                f"({listing(map(str, values))}); are they identifiers?"
+                f"the labels in {first} are no classes but identifiers: {len(values):,} different ones "
+                f"({shown(listing(map(str, values)))}) for {len(train.labels):,} images"
             )
         names = tuple(shown(str(value)) for value in values)
         if numeric and values.tolist() != list(range(len(values))):
@@ -319,10 +319,8 @@ def _classes(
         if split.names is not None and train.names is not None and split.names != train.names:
             raise UserError(f"{where} has other class names than {first}")
         if count := int(unlabelled[kind].sum()):
-            if count < len(split.labels):
-                raise UserError(
-                    f"{count:,} of {len(split.labels):,} {title} images in {where} have no label (null or -1)"
-                )
+            if count < (total := len(split.labels)):
+                raise UserError(f"{count:,} of {total:,} {title} images in {where} have no label (null or -1)")
             notes.append(f"the {title} split is not used: its images have no labels (null or -1)")
             continue
         if split.labels.dtype.kind != train.labels.dtype.kind:

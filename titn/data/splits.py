@@ -1,10 +1,10 @@
 """What a data set consists of once it is read, and the fixed choices among its images.
 
-Where a data set has no test split, which images are held out depends on each image's content alone: the pixels, upright
-and at full size, are hashed, and an image whose hash lies in the lowest fifth of all hashes is a test image. So it keeps
-its side when other images come or go, under another name or format or image size, and identical images stay together.
-The choice of the development split and of `--limit-train` is keyed likewise. Digits, MNIST and CIFAR have no content
-keys: theirs are fixed choices by position, which published numbers depend on.
+Where a data set has no test split, which images are held out depends on each image's content alone: the pixels,
+upright and at full size, are hashed, and an image whose hash lies in the lowest fifth of all hashes is a test image
+(`content_rows` has the exact rule). So it keeps its side when other images come or go, under another name or format or
+image size, and identical images stay together. The development split and `--limit-train` choose likewise. Digits, MNIST
+and CIFAR have no content keys: theirs are fixed choices by position, which published numbers depend on.
 """
 
 from __future__ import annotations
@@ -153,7 +153,7 @@ def settle(parts: Mapping[str, Part], class_names: tuple[str, ...], notes: Itera
         )
     if len(class_names) >= 2 and not len(test.labels):
         raise UserError("no class has two different images: there is nothing to hold out as a test split")
-    splits = Splits(
+    return Splits(
         train.images,
         train.labels,
         test.images,
@@ -165,11 +165,10 @@ def settle(parts: Mapping[str, Part], class_names: tuple[str, ...], notes: Itera
         tuple(test.names),
         (*said, *_remarks(train, val, test, class_names)),
     )
-    return splits
 
 
 def _take(part: Part, rows: np.ndarray) -> Part:
-    names = [part.names[row] for row in np.flatnonzero(rows)]
+    names = [part.names[row] for row in np.flatnonzero(rows).tolist()]
     return Part(part.images[rows], part.labels[rows], part.keys[rows], names)
 
 
@@ -186,7 +185,7 @@ def _remarks(train: Part, val: Part | None, test: Part, class_names: Sequence[st
         remarks.append(f"{counts.max():,} of {len(train.keys):,} training images are identical")
     lowest, highest = _extremes(train.labels, train.keys)
     sizes = np.bincount(train.labels, minlength=len(lowest))
-    same = [class_names[label] for label in np.flatnonzero((sizes > 1) & (lowest == highest))]
+    same = [class_names[label] for label in np.flatnonzero((sizes > 1) & (lowest == highest)).tolist()]
     if same and len(keys) > 1:
         remarks.append(f"classes whose training images are all identical: {listing(same)}")
     for channel in range(train.images.shape[3]):
