@@ -28,7 +28,6 @@ _VERSION = 2
 _ARRAYS = ("train_images", "train_labels", "test_images", "test_labels")
 _OPTIONAL = ("val_images", "val_labels", "train_keys")
 _FACTS = ("class_names", "test_names", "notes")
-_LARGEST_FILE = 8 << 30
 
 
 class Decoded(NamedTuple):
@@ -86,7 +85,7 @@ def read_through_cache(source: Source, image_size: int) -> Decoded:
 def _key(source: Source, image_size: int) -> str:
     state = hashlib.sha256(f"{_VERSION} {source.layout} {image_size}".encode("utf-8", "surrogateescape"))
     for path in source.files:
-        check_file(path)
+        _check_file(path, source.largest_file)
         try:
             state.update(b"\n" + os.fsencode(os.path.relpath(path, source.folder)) + b"\0" + sha256(path).encode())
         except OSError as error:
@@ -94,7 +93,7 @@ def _key(source: Source, image_size: int) -> str:
     return state.hexdigest()
 
 
-def check_file(path: Path) -> None:
+def _check_file(path: Path, largest: int) -> None:
     """Raise UserError unless this is a file of a sensible size; nothing is opened, so that a pipe cannot hang."""
     try:
         facts = path.stat()
@@ -105,10 +104,8 @@ def check_file(path: Path) -> None:
         raise UserError(f"cannot read {shown(path)}: it is no regular file (a pipe, socket, device or folder)")
     if not facts.st_size:
         raise UserError(f"cannot read {shown(path)}: it is empty (0 bytes)")
-    if facts.st_size > _LARGEST_FILE:
-        raise UserError(
-            f"cannot read {shown(path)}: it has {facts.st_size:,} bytes, at most {_LARGEST_FILE:,} are read"
-        )
+    if facts.st_size > largest:
+        raise UserError(f"cannot read {shown(path)}: it has {facts.st_size:,} bytes, at most {largest:,} are read")
 
 
 def _load(path: Path) -> Decoded | None:

@@ -141,9 +141,9 @@ def explain_difference(stored: Mapping[str, Any], now: Mapping[str, Any]) -> str
         if not isinstance(before, Mapping) or not isinstance(after, Mapping):
             differences.append(f"there is {'a' if after else 'no'} {title} split now")
         elif before.get("images") != after.get("images"):
-            differences.append(f"{before.get('images'):,} {title} images became {after.get('images'):,}")
+            differences.append(f"{before.get('images')} {title} images became {after.get('images')}")
         elif before.get("pixels") != after.get("pixels"):
-            differences.append(f"other {title} images, or in another order ({after.get('images'):,} as before)")
+            differences.append(f"other {title} images, or in another order ({after.get('images')} as before)")
         else:
             differences.append(f"the same {title} images with other labels")
     if not differences and dict(stored) != dict(now):

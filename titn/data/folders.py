@@ -3,6 +3,9 @@
 Read are `CLASS/*`, and `train/CLASS/*` with `val/CLASS/*` and `test/CLASS/*`, under any of the names that people give
 to splits, in any capitalisation, and below folders that only wrap another one. Everything else is refused, naming what
 was found and what is expected: a layout that is not recognised is never read as another one.
+
+Which files are images is torchvision's rule and some endings more. The walk is not torchvision's `make_dataset`, which
+passes silently over folders that cannot be listed, goes round in links, and knows neither hidden files nor splits.
 """
 
 from __future__ import annotations
@@ -18,12 +21,13 @@ from torchvision.datasets.folder import IMG_EXTENSIONS, has_file_allowed_extensi
 
 from titn.data.cache import cache_folder
 from titn.data.decoding import decode_all
-from titn.data.splits import SPLIT_TITLES, Part, Source, Splits, listing, settle, shown, split_of_folder
+from titn.data.splits import SPLIT_TITLES, Part, Source, Splits, listing, settle, shown, split_of_folder, split_words
 from titn.errors import UserError
 
 EXTENSIONS = (*IMG_EXTENSIONS, ".gif", ".jfif", ".jpe", ".jp2", ".tga", ".avif")
 ARCHIVES = (".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".7z", ".rar")
 _DEEPEST = 100
+_LARGEST_IMAGE = 1 << 30
 _EXPECTED = "one sub-folder of images per class, or train/ and test/ with one sub-folder of images per class"
 
 
@@ -183,8 +187,8 @@ def find_image_folder(folder: Folder, layout: str = "folder") -> Source | None:
     if not splits:
         parts["train"] = _classes(place, notes)
     for kind, inner in splits.items():
-        if kind != "train" and not any(below.holds_images for below in inner.folders):
-            count = len(inner.images)
+        if kind != "train" and not _has_classes(inner, tuple(parts["train"])):
+            count = len(inner.all_images())
             reason = f"its {count:,} images lie in no class folder" if count else "it holds no images"
             notes.append(f"{inner.name}/ is not used: {reason}")
             continue
@@ -210,7 +214,7 @@ def find_image_folder(folder: Folder, layout: str = "folder") -> Source | None:
     rows = [(kind, label, path) for kind, part in parts.items() for label in part for path in sorted_files(part[label])]
     files = tuple(path for _, _, path in rows)
     plan = "\n".join(f"{kind}/{label}/{os.path.relpath(path, root)}" for kind, label, path in rows)
-    return Source(root, files, f"{layout}\n{plan}", _reader(root, rows, names), tuple(notes))
+    return Source(root, files, f"{layout}\n{plan}", _reader(root, rows, names), tuple(notes), _LARGEST_IMAGE)
 
 
 def sorted_files(paths: list[Path]) -> list[Path]:
@@ -248,14 +252,27 @@ def _find_splits(folder: Folder) -> tuple[Folder, dict[str, Folder], list[str]]:
     place = folder
     while True:
         splits = _splits_in(place, notes)
-        live = [inner for inner in place.folders if inner.holds_images]
-        wraps = len(live) == 1 and not place.images and not live[0].images
-        if splits or not wraps or not any(inner.holds_images for inner in live[0].folders):
-            break
-        place = live[0]
-    if place is not folder:
-        notes.append(f"the data set lies in {place.name}/")
-    return place, splits, notes
+        inner = _wrapped(place, notes)
+        if splits or inner is None:
+            return place, splits, notes
+        place = inner
+
+
+def _wrapped(place: Folder, notes: list[str]) -> Folder | None:
+    """The folder inside, where `place` does no more than wrap one that has folders of images."""
+    live = [inner for inner in place.folders if inner.holds_images]
+    if len(live) != 1 or live[0].images or not any(inner.holds_images for inner in live[0].folders):
+        return None
+    notes.append(f"{live[0].name}/ is read, the only folder with images in {place.name}/")
+    _note_loose(place, notes)
+    return live[0]
+
+
+def _note_loose(place: Folder, notes: list[str]) -> None:
+    if place.images:
+        notes.append(
+            f"{len(place.images):,} images are not used, since they lie in {place.name}/ itself and in no class"
+        )
 
 
 def _splits_in(place: Folder, notes: list[str]) -> dict[str, Folder]:
@@ -281,9 +298,19 @@ def _splits_in(place: Folder, notes: list[str]) -> dict[str, Folder]:
             f"{shown(place.path)} has {spelt} but no train/; expected train/ with {_EXPECTED.split(',')[0]}"
         )
     notes += [f"{inner.name}/ is not used: its name is no split's" for inner in others]
-    if place.images:
-        notes.append(f"{len(place.images):,} images that lie in no split are not used")
+    _note_loose(place, notes)
     return {kind: by_kind[kind][0] for kind in SPLIT_TITLES if kind in by_kind}
+
+
+def _has_classes(split: Folder, known: tuple[str, ...]) -> bool:
+    """Whether there are images in folders that may be classes; `test/test/*` and `val/images/*` are not."""
+    live = [inner for inner in split.folders if inner.holds_images]
+    while len(live) == 1 and not live[0].images and live[0].path.name not in known:
+        live = [inner for inner in live[0].folders if inner.holds_images]
+    names = [inner.path.name for inner in live]
+    if len(names) == 1 and names[0] not in known:
+        return bool(split_words(names[0])) and not split_of_folder(names[0])
+    return bool(names)
 
 
 def _is_flat(folder: Folder) -> bool:
@@ -294,19 +321,13 @@ def _classes(
     place: Folder, notes: list[str], known: tuple[str, ...] = (), *, needed: bool = True
 ) -> dict[str, list[Path]]:
     """Images of each class, by name, in `place` or the one folder that it wraps."""
-    while True:
-        live = [inner for inner in place.folders if inner.holds_images]
-        if len(live) != 1 or place.images or live[0].images or live[0].path.name in known:
-            break
-        if not any(inner.holds_images for inner in live[0].folders):
-            break
-        place = live[0]
-        notes.append(f"the classes lie in {place.name}/")
+    while not any(inner.path.name in known for inner in place.folders) and (inside := _wrapped(place, notes)):
+        place = inside
+    live = [inner for inner in place.folders if inner.holds_images]
     if not live:
         found = f"{len(place.images):,} images" if place.images else "no images"
         raise UserError(f"{shown(place.path)} holds {found} and no folder with images; expected {_EXPECTED}")
-    if place.images:
-        notes.append(f"{place.name}: {len(place.images):,} images that lie in no class folder are not used")
+    _note_loose(place, notes)
     splits = [inner.path.name for inner in live if split_of_folder(inner.path.name)]
     if len(splits) == len(live) > 1:
         raise UserError(
@@ -322,6 +343,7 @@ def _classes(
                     f"{shown(inner.path)} holds no images, but every folder beside it is a class "
                     f"({f'found: {shown(found)}; ' if found else ''}expected: {', '.join(EXTENSIONS)})"
                 )
+            notes.append(f"{inner.name}/ holds no images")
             continue
         below = [deeper for deeper in inner.folders if deeper.holds_images]
         if not inner.images and len(below) > 1:

@@ -67,7 +67,7 @@ def find_folder(folder: Path) -> Source:
     """
     tree = scan(folder)
     found = find_parquet_below(tree)
-    source = _parquet_source(found, None) if found else find_image_folder(tree)
+    source = _parquet_source(*found, None) if found else find_image_folder(tree)
     if source is None:
         raise UserError(
             f"{shown(folder)} holds no data set: found {describe(tree)}; expected one sub-folder of images per class, "
@@ -166,30 +166,30 @@ def _read_cifar_archive(name: str, archive: Path, size: int) -> Splits:
 def _find_parquet(name: str, place: Path, *, own: bool) -> Source | None:
     """The Parquet files in `place`: anywhere below the data set's own folder, else where the hub has them."""
     if own:
-        found = find_parquet_below(scan(place))
-        return _parquet_source(found, name) if found else None
+        below = find_parquet_below(scan(place))
+        return _parquet_source(*below, name) if below else None
     for folder in (place, place / "data", place / "plain_text"):
         found = find_parquet(scan(folder, depth=1)) if folder.is_dir() else None
         if found:
-            return _parquet_source(found, name)
+            return _parquet_source(found, [], name)
     return None
 
 
-def _parquet_source(found: ParquetSet, name: str | None) -> Source:
+def _parquet_source(found: ParquetSet, notes: list[str], name: str | None) -> Source:
     channels = 1 if name == "mnist" else 3
     if name is not None and "test" not in found.files and "val" not in found.files:
         raise UserError(f"{shown(found.folder)} has train*.parquet but no test*.parquet, which {name} has")
 
     def read(size: int) -> Splits:
         expected = _NAMES.get(name or "")
-        parts, names, notes = found.read(size, channels, expected)
+        parts, names, said = found.read(size, channels, expected)
         if expected and names != expected:
             raise UserError(f"{shown(found.folder)} is not {name}: its classes are {', '.join(names[:3])}, ...")
-        return settle(parts, names, notes)
+        return settle(parts, names, said)
 
     files = tuple(path for kind in found.files for path in found.files[kind])
     plan = "\n".join(f"{kind} {len(paths)}" for kind, paths in found.files.items())
-    return Source(found.folder, files, f"{name or 'folder'} parquet{channels}\n{plan}", read, found.notes)
+    return Source(found.folder, files, f"{name or 'folder'} parquet{channels}\n{plan}", read, tuple(notes))
 
 
 def _download(name: str, root: Path) -> None:

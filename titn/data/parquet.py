@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from titn.data.cache import check_file
 from titn.data.decoding import DecodedImages, decode_all
 from titn.data.folders import Folder, transparency
 from titn.data.splits import SPLIT_TITLES, Part, listing, shown, split_of
@@ -34,7 +33,6 @@ class ParquetSet:
 
     folder: Path
     files: dict[str, tuple[Path, ...]]
-    notes: tuple[str, ...] = ()
 
     def read(
         self, size: int, channels: int, names: tuple[str, ...] | None = None
@@ -77,13 +75,10 @@ def find_parquet(folder: Folder) -> ParquetSet | None:
         UserError: a shard that the names announce is missing, or a split has files of several kinds.
     """
     found: dict[str, dict[str, list[Path]]] = {}
-    unused = []
     for path in folder.parquet:
         kind, family = _split_of_file(path)
         if kind:
             found.setdefault(kind, {}).setdefault(family, []).append(path)
-        else:
-            unused.append(path)
     for inner in folder.folders:
         directory = split_of(inner.path.name)
         if directory is None:
@@ -94,14 +89,8 @@ def find_parquet(folder: Folder) -> ParquetSet | None:
                 found.setdefault(kind, {}).setdefault(f"{inner.path.name}/{family}", []).append(path)
             elif kind is None and not any(map(split_of, re.split(r"[\W\d_]+", path.stem))):
                 found.setdefault(directory, {}).setdefault(f"{inner.path.name}/", []).append(path)
-            else:
-                unused.append(path)
     if "train" not in found:
         return None
-    notes = []
-    if unused:
-        names = listing(shown(path.name) for path in unused)
-        notes.append(f"Parquet files that are not used, since their name is not exactly a split's: {names}")
     for kind, families in found.items():
         if len(families) > 1:
             names = " and ".join(shown(paths[0].relative_to(folder.path)) for paths in families.values())
@@ -110,32 +99,41 @@ def find_parquet(folder: Folder) -> ParquetSet | None:
                 f"expected one file, or the shards of one set"
             )
     files = {kind: _complete(*found[kind].values()) for kind in SPLIT_TITLES if kind in found}
-    return ParquetSet(folder.path, files, tuple(notes))
+    return ParquetSet(folder.path, files)
 
 
-def find_parquet_below(folder: Folder) -> ParquetSet | None:
-    """The data set in this folder or in one below it, or None where there is none.
+def find_parquet_below(folder: Folder) -> tuple[ParquetSet, list[str]] | None:
+    """The data set in this folder or in one below it with notes on what is not used, or None where there is none.
 
     Raises:
         UserError: as of `find_parquet`, or there are several data sets.
     """
-    sets = [found for inner in folder.walk() if (found := find_parquet(inner)) is not None]
+    sets = list(_sets(folder))
     if len(sets) > 1:
         places = listing(shown(found.folder) for found in sets)
         raise UserError(f"{shown(folder.path)} holds {len(sets)} data sets of Parquet files; name one of {places}")
     if not sets:
         return None
     (found,) = sets
-    notes = list(found.notes)
+    notes = []
     if found.folder != folder.path:
         notes.append(f"the data set lies in {shown(found.folder.relative_to(folder.path))}/")
     if any(inner.holds_images for inner in folder.walk()):
         notes.append(f"{folder.name}: image files beside the Parquet files are not used")
     used = {path for files in found.files.values() for path in files}
-    listed = {path for inner in folder.walk() for path in inner.parquet if path.parent != found.folder}
-    if others := sorted(path for path in listed - used if found.folder not in path.parents):
-        notes.append(f"Parquet files that are not used: {listing(shown(path.name) for path in others)}")
-    return ParquetSet(found.folder, found.files, tuple(notes))
+    if others := [path for inner in folder.walk() for path in inner.parquet if path not in used]:
+        names = listing(shown(path.relative_to(folder.path)) for path in others)
+        notes.append(f"Parquet files that are not used, since their name is not exactly a split's: {names}")
+    return found, notes
+
+
+def _sets(folder: Folder) -> Iterator[ParquetSet]:
+    found = find_parquet(folder)
+    if found:
+        yield found
+    for inner in folder.folders:
+        if not (found and split_of(inner.path.name)):
+            yield from _sets(inner)
 
 
 def _split_of_file(path: Path) -> tuple[str | None, str]:
@@ -194,7 +192,6 @@ def _read_shard(path: Path, folder: Path) -> _Read:
     import pyarrow.compute as pc
     import pyarrow.parquet as pq
 
-    check_file(path)
     try:
         schema = pq.read_schema(path)
         features = _features(schema.metadata, path)
@@ -209,9 +206,9 @@ def _read_shard(path: Path, folder: Path) -> _Read:
         if pa.types.is_integer(labels.type):
             values = labels.cast(pa.int64()).fill_null(-1).to_numpy().astype(np.int64)
         elif pa.types.is_boolean(labels.type):
-            values = np.array([str(value) for value in labels.to_pylist()])
+            values = np.array([str(value) for value in labels.to_pylist()], object)
         else:
-            values = np.array([value or "" for value in labels.to_pylist()], dtype=np.str_)
+            values = np.array([value or "" for value in labels.to_pylist()], object)
         encoded = images.to_pylist()
     except (pa.ArrowException, OSError, UnicodeError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0][:120]

@@ -97,6 +97,7 @@ class Source:
         layout: everything else that `read` depends on, as text.
         read: gives the data set at an image size in pixels.
         notes: what a user should know about the files, a line each.
+        largest_file: bytes above which a file is refused.
     """
 
     folder: Path
@@ -104,6 +105,7 @@ class Source:
     layout: str
     read: Callable[[int], Splits]
     notes: tuple[str, ...] = ()
+    largest_file: int = 16 << 30
 
 
 def shown(text: str | Path) -> str:
@@ -125,8 +127,13 @@ def split_of(name: str) -> str | None:
 
 def split_of_folder(name: str) -> str | None:
     """As `split_of`, with words like set, data or images around it: `Training Set`, `seg_train`, `testset`."""
-    words = [word for word in re.split(r"[\W_]+", name.lower()) if word and word not in _FILLERS]
+    words = split_words(name)
     return split_of(re.sub(r"(?<=.)(set|data|images)$", "", words[0])) if len(words) == 1 else None
+
+
+def split_words(name: str) -> list[str]:
+    """The words of a folder's name, without those that say no more than that it holds a set of images."""
+    return [word for word in re.split(r"[\W_]+", name.lower()) if word and word not in _FILLERS]
 
 
 def settle(parts: Mapping[str, Part], class_names: tuple[str, ...], notes: Iterable[str] = ()) -> Splits:
@@ -146,13 +153,25 @@ def settle(parts: Mapping[str, Part], class_names: tuple[str, ...], notes: Itera
         said.append("there is no test split: the validation images are the test images too")
     elif test is None:
         held_out = content_rows(train.labels, train.keys, TEST_SHARE, "test")
+        how = "about a fifth, chosen by each image's content"
+        if not held_out.any():
+            held_out, how = (
+                stratified_test_rows(train.labels),
+                "copies of training images: no class has two different ones",
+            )
+        elif small := np.unique(train.labels[(_draws(train.keys, "test") < _bound(TEST_SHARE)) != held_out]).tolist():
+            said.append(
+                f"classes so small that images added to them can move one between training and test: "
+                f"{listing(class_names[label] for label in small)}"
+            )
         train, test = _take(train, ~held_out), _take(train, held_out)
         said.append(
-            f"there is no test split: {len(test.labels):,} of {len(held_out):,} images are held out for it "
-            f"(about a fifth, chosen by each image's content)"
+            f"there is no test split: {len(test.labels):,} of {len(held_out):,} images are held out for it ({how})"
         )
-    if len(class_names) >= 2 and not len(test.labels):
-        raise UserError("no class has two different images: there is nothing to hold out as a test split")
+        if len(class_names) > 1 and not len(test.labels):
+            raise UserError(
+                "no class has two images, so that none can be held out as a test split; add images or test/"
+            )
     return Splits(
         train.images,
         train.labels,
@@ -235,8 +254,12 @@ def content_rows(labels: np.ndarray, keys: np.ndarray, share: float, purpose: st
     """
     draws = _draws(keys, purpose)
     lowest, highest = _extremes(labels, draws)
-    below = draws < np.uint64(int(share * 2**64))
-    return (below | (draws == lowest[labels])) & (draws != highest[labels])
+    return ((draws < _bound(share)) | (draws == lowest[labels])) & (draws != highest[labels])
+
+
+def _bound(share: float) -> np.uint64:
+    """The number below which that share of all 64-bit hashes lies."""
+    return np.uint64(int(share * 2**64))
 
 
 def _random_keys(count: int, key: int) -> np.ndarray:
