@@ -7,6 +7,7 @@ import http.server
 import os
 import pickle
 import shutil
+import tarfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -254,6 +255,31 @@ def test_torchvision_cifar_layout(tmp_path: Path, shared_data: Path, monkeypatch
     monkeypatch.setattr(kind, "meta", {**kind.meta, "md5": checksums["meta"]})
     assert same(load_dataset("cifar100", tmp_path / "data"), expected)
     assert same(load_dataset("cifar100", folder), expected)
+    archive = tmp_path / "packed" / kind.filename
+    archive.parent.mkdir()
+    with tarfile.open(archive, "w:gz") as packed:
+        packed.add(folder, kind.base_folder)
+    text = message("cifar100", archive.parent)
+    assert str(archive) in text
+    assert "MD5" in text
+    monkeypatch.setattr(kind, "tgz_md5", hashlib.md5(archive.read_bytes()).hexdigest())
+    assert same(load_dataset("cifar100", archive.parent), expected)
+    assert list(archive.parent.iterdir()) == [archive]
+
+
+def test_packed_mnist_is_read_where_it_lies(shared_data: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "mnist"
+    folder.mkdir()
+    for path in (shared_data / "MNIST" / "raw").iterdir():
+        (folder / f"{path.name}.gz").write_bytes(gzip.compress(path.read_bytes(), compresslevel=1))
+    packed = sorted(folder.iterdir())
+    assert same(load_dataset("mnist", tmp_path), load_dataset("mnist", shared_data))
+    assert sorted(folder.iterdir()) == packed
+    for damaged in (packed[0].read_bytes()[:-100], b"no archive", gzip.compress(b"another file")):
+        packed[0].write_bytes(damaged)
+        text = message("mnist", tmp_path)
+        assert str(packed[0]) in text
+        assert "delete" not in text
 
 
 @pytest.mark.usefixtures("no_network")
