@@ -21,7 +21,18 @@ from torchvision.datasets.folder import IMG_EXTENSIONS, has_file_allowed_extensi
 
 from titn.data.cache import cache_folder
 from titn.data.decoding import decode_all
-from titn.data.splits import SPLIT_TITLES, Part, Source, Splits, listing, settle, shown, split_of_folder, split_words
+from titn.data.splits import (
+    SPLIT_TITLES,
+    Part,
+    Source,
+    Splits,
+    listing,
+    settle,
+    shown,
+    split_of,
+    split_of_folder,
+    split_words,
+)
 from titn.errors import UserError
 
 EXTENSIONS = (*IMG_EXTENSIONS, ".gif", ".jfif", ".jpe", ".jp2", ".tga", ".avif")
@@ -41,7 +52,7 @@ class Folder:
         images, parquet: files by the end of their name, in a fixed order.
         folders: the sub-folders by name, links followed.
         others: how many files have each other ending.
-        passed: hidden folders and run folders, by name.
+        passed: folders that are not read, and why.
         hidden: number of hidden files that would be images.
         error: why the folder could not be read.
     """
@@ -102,18 +113,14 @@ def _scan(path: Path, name: str, depth: int, above: tuple[tuple[int, int], ...])
     above = (*above, (facts.st_dev, facts.st_ino))
     for entry in entries:
         hidden = entry.name.startswith(".") or entry.name == "__MACOSX"
-        inner = path / entry.name
+        inner, inner_name = path / entry.name, f"{name}/{shown(entry.name)}"
         image = has_file_allowed_extension(entry.name, EXTENSIONS)
         if _is_folder(entry):
-            inside = inner.stat() if os.access(inner, os.F_OK) else None
-            if inside is not None and (inside.st_dev, inside.st_ino) in above:
-                folder.passed.append(f"{entry.name}/ (a link back)")
-            elif hidden or is_run(inner) or _is_cache(inner):
-                folder.passed.append(f"{entry.name}/")
-            elif depth > 0:
-                folder.folders.append(_scan(inner, f"{name}/{shown(entry.name)}", depth - 1, above))
+            reason = "hidden" if hidden else _not_data(inner, above) or ("" if depth > 0 else "nested too deep")
+            if reason:
+                folder.passed.append(f"{inner_name}/ ({reason})")
             else:
-                folder.passed.append(f"{entry.name}/ (nested too deep)")
+                folder.folders.append(_scan(inner, inner_name, depth - 1, above))
         elif hidden:
             folder.hidden += image
         elif image:
@@ -132,27 +139,26 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
         return False
 
 
-def is_run(folder: Path) -> bool:
-    """Whether this is a run folder of ours, or a folder of such run folders with nothing else in it."""
-
-    def one(path: Path) -> bool:
-        return (path / "config.yaml").is_file() and (path / "checkpoints").is_dir()
-
-    try:
-        if one(folder):
-            return True
-        inside = [path for path in folder.iterdir() if not path.name.startswith(".")]
-        return any(one(path) for path in inside if path.is_dir()) and all(path.is_dir() for path in inside)
-    except OSError:
-        return False
-
-
-def _is_cache(folder: Path) -> bool:
+def _not_data(folder: Path, above: tuple[tuple[int, int], ...]) -> str | None:
+    """Why a folder in a data set is no part of it: a link to a folder above, training runs, the cache."""
     cache = cache_folder()
     try:
-        return cache is not None and cache.samefile(folder)
+        facts = folder.stat()
+        if (facts.st_dev, facts.st_ino) in above:
+            return "a link back"
+        if cache is not None and cache.exists() and cache.samefile(folder):
+            return "decoded images"
+        inside = [path for path in folder.iterdir() if not path.name.startswith(".")]
+        if _is_run(folder) or (any(map(_is_run, inside)) and all(path.is_dir() for path in inside)):
+            return "training runs"
     except OSError:
-        return False
+        pass  # listing it says so
+    return None
+
+
+def _is_run(folder: Path) -> bool:
+    """Whether this is a run folder of ours, be it a half-made one."""
+    return (folder / "checkpoints").is_dir() and any((folder / name).is_file() for name in ("config.yaml", ".lock"))
 
 
 def passed_over(folder: Folder) -> list[str]:
@@ -165,9 +171,10 @@ def passed_over(folder: Folder) -> list[str]:
         notes.append(f"{folder.name}: files passed over, since their name does not end like an image's: {shown(kinds)}")
     if hidden := sum(inner.hidden for inner in folders):
         notes.append(f"{folder.name}: {hidden:,} hidden image files passed over")
-    names = [f"{inner.name}/{shown(name)}" for inner in folders for name in inner.passed]
-    if names:
-        notes.append(f"{folder.name}: folders passed over (hidden, or this program's own): {listing(names)}")
+    if names := [name for inner in folders for name in inner.passed]:
+        notes.append(f"{folder.name}: folders passed over: {listing(names)}")
+    if parquet := [shown(path.name) for inner in folders for path in inner.parquet]:
+        notes.append(f"{folder.name}: Parquet files passed over, since none is a training split: {listing(parquet)}")
     if closed := [inner.name for inner in folders if inner.error]:
         notes.append(f"{folder.name}: folders that cannot be read: {listing(closed)}")
     return notes
@@ -182,6 +189,18 @@ def find_image_folder(folder: Folder, layout: str = "folder") -> Source | None:
     """
     if not folder.folders or not folder.holds_images:
         return None
+    parts, notes = _parts(folder)
+    notes += passed_over(folder)
+    root = folder.path
+    rows = [(kind, label, path) for kind, part in parts.items() for label in part for path in part[label]]
+    files = tuple(path for _, _, path in rows)
+    plan = "\n".join(f"{kind}/{label}/{os.path.relpath(path, root)}" for kind, label, path in rows)
+    read = _reader(root, rows, list(parts["train"]))
+    return Source(root, files, f"{layout}\n{plan}", read, tuple(notes), _LARGEST_IMAGE)
+
+
+def _parts(folder: Folder) -> tuple[dict[str, dict[str, list[Path]]], list[str]]:
+    """The images of each class of each split, in a fixed order, and notes."""
     place, splits, notes = _find_splits(folder)
     parts: dict[str, dict[str, list[Path]]] = {}
     if not splits:
@@ -209,17 +228,7 @@ def find_image_folder(folder: Folder, layout: str = "folder") -> Source | None:
     if splits:
         used = ", ".join(f"{SPLIT_TITLES[kind]} images from {splits[kind].name}/" for kind in parts)
         notes.insert(0, used)
-    notes += passed_over(folder)
-    root = folder.path
-    rows = [(kind, label, path) for kind, part in parts.items() for label in part for path in sorted_files(part[label])]
-    files = tuple(path for _, _, path in rows)
-    plan = "\n".join(f"{kind}/{label}/{os.path.relpath(path, root)}" for kind, label, path in rows)
-    return Source(root, files, f"{layout}\n{plan}", _reader(root, rows, names), tuple(notes), _LARGEST_IMAGE)
-
-
-def sorted_files(paths: list[Path]) -> list[Path]:
-    """In an order that depends on the names alone."""
-    return sorted(paths, key=os.fsencode)
+    return parts, notes
 
 
 def _reader(root: Path, rows: list[tuple[str, str, Path]], names: list[str]) -> Callable[[int], Splits]:
@@ -228,22 +237,18 @@ def _reader(root: Path, rows: list[tuple[str, str, Path]], names: list[str]) -> 
         decoded = decode_all(
             len(files), lambda row: files[row].read_bytes(), lambda row: shown(files[row]), size=size, channels=3
         )
-        labels = np.array([names.index(label) for _, label, _ in rows], np.int64)
-        kinds = np.array([kind for kind, _, _ in rows])
-        parts = {}
-        for kind in dict.fromkeys(kinds.tolist()):
-            inside = kinds == kind
-            shown_names = [shown(os.path.relpath(files[row], root)) for row in np.flatnonzero(inside)]
-            parts[kind] = Part(decoded.images[inside], labels[inside], decoded.keys[inside], shown_names)
-        return settle(parts, tuple(map(shown, names)), transparency(decoded.transparent))
+        numbers = {name: number for number, name in enumerate(names)}
+        labels = np.array([numbers[label] for _, label, _ in rows], np.int64)
+        shown_names = [shown(os.path.relpath(path, root)) for path in files]
+        parts, start = {}, 0
+        for kind, count in Counter(kind for kind, _, _ in rows).items():
+            end = start + count
+            images, keys, transparent = (array[start:end] for array in decoded)
+            parts[kind] = Part(images, labels[start:end], keys, transparent, shown_names[start:end])
+            start = end
+        return settle(parts, tuple(map(shown, names)))
 
     return read
-
-
-def transparency(transparent: np.ndarray) -> list[str]:
-    """The note on images that are composed on white, if there are any."""
-    count = int(transparent.sum())
-    return [f"{count:,} of {len(transparent):,} images are transparent: they are read on a white ground"] * (count > 0)
 
 
 def _find_splits(folder: Folder) -> tuple[Folder, dict[str, Folder], list[str]]:
@@ -252,8 +257,8 @@ def _find_splits(folder: Folder) -> tuple[Folder, dict[str, Folder], list[str]]:
     place = folder
     while True:
         splits = _splits_in(place, notes)
-        inner = _wrapped(place, notes)
-        if splits or inner is None:
+        inner = None if splits else _wrapped(place, notes)
+        if inner is None:
             return place, splits, notes
         place = inner
 
@@ -328,10 +333,10 @@ def _classes(
         found = f"{len(place.images):,} images" if place.images else "no images"
         raise UserError(f"{shown(place.path)} holds {found} and no folder with images; expected {_EXPECTED}")
     _note_loose(place, notes)
-    splits = [inner.path.name for inner in live if split_of_folder(inner.path.name)]
-    if len(splits) == len(live) > 1:
+    if len(live) > 1 and all(any(map(split_of, split_words(inner.path.name))) for inner in live):
         raise UserError(
-            f"{shown(place.path)} has {shown(listing(splits))}, which are names of splits where classes are expected"
+            f"{shown(place.path)} has {listing(shown(inner.path.name) + '/' for inner in live)}, names of splits where "
+            f"classes are expected; expected {_EXPECTED}"
         )
     classes: dict[str, list[Path]] = {}
     for inner in place.folders:
@@ -354,7 +359,7 @@ def _classes(
             )
         if inner.images and below:
             notes.append(f"{inner.name}: images in the folders below it belong to this class too")
-        classes[inner.path.name] = images
+        classes[inner.path.name] = sorted(images, key=os.fsencode)
     return classes
 
 
@@ -365,8 +370,8 @@ def describe(folder: Folder) -> str:
         found.append(f"{len(folder.images):,} images in no class folder")
     if folder.folders:
         found.append(f"the folders {listing(shown(inner.path.name) + '/' for inner in folder.folders)}")
-    if folder.parquet:
-        found.append(shown(listing(path.name for path in folder.parquet)))
+    if parquet := [path.name for inner in folder.walk() for path in inner.parquet]:
+        found.append(shown(listing(parquet)))
     for ending, count in sorted(folder.others.items()):
         packed = " (an archive: unpack it)" if ending in ARCHIVES else ""
         found.append(f"{count:,} {shown(ending)}{packed}")

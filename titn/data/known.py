@@ -19,9 +19,9 @@ from torchvision.datasets import CIFAR10, CIFAR100, MNIST
 from torchvision.datasets.utils import extract_archive
 
 from titn.data.decoding import resize_colour, resize_grey
-from titn.data.folders import describe, find_image_folder, scan
+from titn.data.folders import ARCHIVES, describe, find_image_folder, scan
 from titn.data.parquet import ParquetSet, find_parquet, find_parquet_below
-from titn.data.splits import Source, Splits, settle, shown
+from titn.data.splits import Source, Splits, listing, settle, shown
 from titn.errors import UserError
 
 _CIFAR = {"cifar10": CIFAR10, "cifar100": CIFAR100}
@@ -86,7 +86,7 @@ def _find_torchvision(name: str, place: Path) -> Source | None:
     """torchvision's files, or the archives that they come in."""
     if name == "mnist":
         for raw in (place / "MNIST" / "raw", place / "raw", place):
-            files = {file: _packed_or_not(raw / file) for file in _MNIST_FILES}
+            files = {file: _as_found(raw / file) for file in _MNIST_FILES}
             if any(path.exists() for path in files.values()):
                 return Source(raw, tuple(files.values()), "mnist idx", partial(_read_mnist, files))
         return None
@@ -103,10 +103,11 @@ def _find_torchvision(name: str, place: Path) -> Source | None:
     return None
 
 
-def _packed_or_not(path: Path) -> Path:
-    """The file itself, or where it is absent its .gz."""
-    packed = path.with_name(path.name + ".gz")
-    return packed if packed.exists() and not path.exists() else path
+def _as_found(path: Path) -> Path:
+    """The file itself, or where it is absent its .gz, or either with the dot that some copies have in the name."""
+    dotted = path.name.replace("-idx", ".idx")
+    spellings = (path, *(path.with_name(name) for name in (f"{path.name}.gz", dotted, f"{dotted}.gz")))
+    return next((spelling for spelling in spellings if spelling.exists() and not spelling.is_dir()), path)
 
 
 def _verified(path: Path, md5: str, name: str) -> bytes:
@@ -209,11 +210,14 @@ def _download(name: str, root: Path) -> None:
         with contextlib.suppress(OSError):
             for folder in created:
                 folder.rmdir()
+        folders = [folder for folder in (root / name, root) if folder.is_dir()]
+        packed = [path.name for folder in folders for path in folder.iterdir() if path.suffix.lower() in ARCHIVES]
+        unpack = f"; unpack {shown(listing(sorted(packed)))}, if it is that" if packed else ""
         reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
         raise UserError(
             f"{name} is neither in {root / name} nor in {root}, and downloading it failed ({reason}): put "
-            f"torchvision's files, train-*.parquet and test-*.parquet, or one folder of images per class there, or "
-            f"name another folder with --data-dir"
+            f"torchvision's files or archives, train-*.parquet and test-*.parquet, or one folder of images per class "
+            f"there, or name another folder with --data-dir{unpack}"
         ) from None
     finally:
         socket.setdefaulttimeout(timeout)

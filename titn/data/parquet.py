@@ -17,12 +17,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from titn.data.decoding import DecodedImages, decode_all
-from titn.data.folders import Folder, transparency
+from titn.data.folders import Folder
 from titn.data.splits import SPLIT_TITLES, Part, listing, shown, split_of
 from titn.errors import UserError
 
 _IMAGE_COLUMNS = ("img", "image")
 _LABEL_COLUMNS = ("fine_label", "label")
+_FEW = 5  # classes that may have one image each without being taken for identifiers
 _SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d+)-of-(?P<total>\d+)(?:-[0-9a-f]+)?\.parquet", re.IGNORECASE)
 _NUMBERED = re.compile(r"(?P<stem>.+)[-_]\d+\.parquet", re.IGNORECASE)
 
@@ -50,12 +51,11 @@ class ParquetSet:
         """
         read = {kind: _read_split(files, self.folder) for kind, files in self.files.items()}
         labels, class_names, notes = _classes(read, self, names)
-        parts, transparent = {}, [np.empty(0, bool)]
+        parts = {}
         for kind in labels:
-            decoded = self._decode(read[kind], size, channels)
-            transparent.append(decoded.transparent)
-            parts[kind] = Part(decoded.images, labels[kind], decoded.keys, read[kind].rows)
-        return parts, class_names, notes + transparency(np.concatenate(transparent))
+            images, keys, transparent = self._decode(read[kind], size, channels)
+            parts[kind] = Part(images, labels[kind], keys, transparent, read[kind].rows)
+        return parts, class_names, notes
 
     def _decode(self, split: _Read, size: int, channels: int) -> DecodedImages:
         images = split.images
@@ -300,7 +300,7 @@ def _classes(
     if count := int(unlabelled["train"].sum()):
         raise UserError(f"{count:,} of {len(train.labels):,} training images in {first} have no label (null or -1)")
     if names is None or not numeric:
-        if len(values) > max(2, len(train.labels) // 2):
+        if len(values) > max(_FEW, len(train.labels) // 2):
             raise UserError(
                 f"the labels in {first} are no classes but identifiers: {len(values):,} different ones "
                 f"({shown(listing(map(str, values)))}) for {len(train.labels):,} images"

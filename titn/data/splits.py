@@ -35,15 +35,25 @@ _SPLIT_WORDS = {
 }
 SPLIT_TITLES = {"train": "training", "val": "validation", "test": "test"}
 _KINDS = {word: kind for kind, words in _SPLIT_WORDS.items() for word in words}
+_UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 _FILLERS = {"set", "data", "dataset", "image", "images", "img", "imgs", "split", "folder", "seg"}
 
 
 class Part(NamedTuple):
-    """One split as read: images uint8 [N, H, W, C], labels int64 [N], content keys uint64 [N], name of each image."""
+    """One split as read.
+
+    Attributes:
+        images: uint8 [N, H, W, C].
+        labels: int64 [N].
+        keys: uint64 [N], of the images' content.
+        transparent: bool [N], which images are composed on white.
+        names: N file names or the like.
+    """
 
     images: np.ndarray
     labels: np.ndarray
     keys: np.ndarray
+    transparent: np.ndarray
     names: Sequence[str]
 
 
@@ -109,8 +119,8 @@ class Source:
 
 
 def shown(text: str | Path) -> str:
-    """A name or path as text that every UTF-8 stream takes: undecodable bytes appear as escapes."""
-    return str(text).encode("utf-8", "backslashreplace").decode()
+    """A name or path as one line that every UTF-8 stream takes: undecodable bytes and controls appear as escapes."""
+    return _UNPRINTABLE.sub(lambda match: match[0].encode("unicode_escape").decode(), str(text))
 
 
 def listing(names: Iterable[str]) -> str:
@@ -188,14 +198,18 @@ def settle(parts: Mapping[str, Part], class_names: tuple[str, ...], notes: Itera
 
 def _take(part: Part, rows: np.ndarray) -> Part:
     names = [part.names[row] for row in np.flatnonzero(rows).tolist()]
-    return Part(part.images[rows], part.labels[rows], part.keys[rows], names)
+    return Part(part.images[rows], part.labels[rows], part.keys[rows], part.transparent[rows], names)
 
 
 def _remarks(train: Part, val: Part | None, test: Part, class_names: Sequence[str]) -> list[str]:
     """What is odd about the images: classes that are missing, images that are the same."""
     remarks = []
     others = [("test", test)] if val is None or val is test else [("validation", val), ("test", test)]
-    for title, part in [("training", train), *others]:
+    listed = [("training", train), *others]
+    transparent = np.concatenate([part.transparent for _, part in listed])
+    if count := int(transparent.sum()):
+        remarks.append(f"{count:,} of {len(transparent):,} images are transparent: they are read on a white ground")
+    for title, part in listed:
         missing = np.setdiff1d(np.arange(len(class_names)), part.labels)
         if len(missing):
             remarks.append(f"classes without {title} images: {listing(class_names[label] for label in missing)}")
