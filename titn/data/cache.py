@@ -1,47 +1,52 @@
 """Decoded data sets and their statistics on disk.
 
-Decoding CIFAR's 60,000 WebP images takes about 7 s on one core, reading them back from here 0.3 s. The files lie in
-$TITN_CACHE, or in titn/ of the user's cache folder ($XDG_CACHE_HOME or ~/.cache), and may be deleted at any time. The
-name of a file is derived from the contents of the source files, so a changed source is never mistaken.
+Decoding CIFAR's 60,000 images takes seconds, reading them back from here a fraction of one. The files lie in
+$TITN_CACHE, or in titn/ of the user's cache folder ($XDG_CACHE_HOME or ~/.cache), and are all this program's own: they
+may go at any time. A file's name is a hash of everything that the images depend on: what the data set is read as, the
+image size, and the names and contents of the source files within its folder.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import os
+import stat
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import safetensors
 import safetensors.numpy
 
-from titn.data.splits import Source, Splits, channel_statistics
+from titn.data.splits import Source, Splits, channel_statistics, shown
 from titn.errors import UserError
 from titn.files import sha256, write_atomic
 
-_VERSION = 1
+_VERSION = 2
 _ARRAYS = ("train_images", "train_labels", "test_images", "test_labels")
-_log = logging.getLogger("titn")
+_OPTIONAL = ("val_images", "val_labels", "train_keys")
+_FACTS = ("class_names", "test_names", "notes")
 
 
 class Decoded(NamedTuple):
-    """Images, and the training images' mean and standard deviation per channel (`channel_statistics`)."""
+    """Images, the training images' mean and standard deviation per channel (`channel_statistics`), and notes."""
 
     splits: Splits
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    notes: tuple[str, ...] = ()
 
 
-def cache_folder() -> Path:
-    """$TITN_CACHE, else $XDG_CACHE_HOME/titn, else ~/.cache/titn."""
-    own = os.environ.get("TITN_CACHE")
-    if own:
-        return Path(own)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "titn"
+def cache_folder() -> Path | None:
+    """$TITN_CACHE, else $XDG_CACHE_HOME/titn, else ~/.cache/titn; None where there is no home folder either."""
+    try:
+        if own := os.environ.get("TITN_CACHE"):
+            return Path(own).expanduser()
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").expanduser() / "titn"
+    except RuntimeError:
+        return None
 
 
 def digest(arrays: Sequence[np.ndarray]) -> str:
@@ -56,54 +61,86 @@ def digest(arrays: Sequence[np.ndarray]) -> str:
 def read_through_cache(source: Source, image_size: int) -> Decoded:
     """The source's images and their statistics from the cache, or computed and then stored there.
 
-    A damaged cache file is replaced; a cache folder that cannot be written is a warning, no error.
+    A damaged cache file is replaced. Where the cache cannot be written, the images are decoded on every start, and a
+    note says why.
 
     Raises:
         UserError: a source file cannot be read.
     """
-    path = cache_folder() / f"{_key(source, image_size)}.safetensors"
-    decoded = _load(path)
-    if decoded is None:
-        splits = source.read(image_size)
-        decoded = Decoded(splits, *channel_statistics(splits.train_images))
-        _store(path, decoded)
-    return decoded
+    key = _key(source, image_size)
+    folder = cache_folder()
+    path = None if folder is None else folder / f"{key}.safetensors"
+    decoded = None if path is None else _load(path)
+    if decoded is not None:
+        return decoded._replace(notes=source.notes + decoded.splits.notes)
+    splits = source.read(image_size)
+    decoded = Decoded(splits, *channel_statistics(splits.train_images))
+    reason = "there is no home folder; name one with TITN_CACHE" if path is None else _store(path, decoded)
+    notes = source.notes + splits.notes
+    if reason:
+        notes += (f"decoded images are not kept, so that every start decodes them again: {reason}",)
+    return decoded._replace(notes=notes)
 
 
 def _key(source: Source, image_size: int) -> str:
-    state = hashlib.sha256(f"{_VERSION} {source.layout} {image_size}".encode())
+    state = hashlib.sha256(f"{_VERSION} {source.layout} {image_size}".encode("utf-8", "surrogateescape"))
     for path in source.files:
+        _check_file(path, source.largest_file)
         try:
-            state.update(f"\n{os.path.relpath(path, source.folder)}\0{sha256(path)}".encode())
+            state.update(b"\n" + os.fsencode(os.path.relpath(path, source.folder)) + b"\0" + sha256(path).encode())
         except OSError as error:
-            raise UserError(f"cannot read {path}: {error.strerror}; fetch it again") from None
+            raise UserError(f"cannot read {shown(path)}: {error.strerror}") from None
     return state.hexdigest()
 
 
+def _check_file(path: Path, largest: int) -> None:
+    """Raise UserError unless this is a file of a sensible size; nothing is opened, so that a pipe cannot hang."""
+    try:
+        facts = path.stat()
+    except OSError as error:
+        reason = f"it is a link to {path.readlink()}, which is not there" if path.is_symlink() else error.strerror
+        raise UserError(f"cannot read {shown(path)}: {shown(reason or '')}") from None
+    if not stat.S_ISREG(facts.st_mode):
+        raise UserError(f"cannot read {shown(path)}: it is no regular file (a pipe, socket, device or folder)")
+    if not facts.st_size:
+        raise UserError(f"cannot read {shown(path)}: it is empty (0 bytes)")
+    if facts.st_size > largest:
+        raise UserError(f"cannot read {shown(path)}: it has {facts.st_size:,} bytes, at most {largest:,} are read")
+
+
 def _load(path: Path) -> Decoded | None:
+    if not path.is_file():
+        return None
     try:
         with safetensors.safe_open(path, "np") as file:
             metadata = file.metadata()
-            arrays = {name: file.get_tensor(name) for name in _ARRAYS}
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
         if _seal(arrays, metadata["facts"]) != metadata["seal"]:
             return None
         facts = json.loads(metadata["facts"])
-        splits = Splits(**arrays, class_names=tuple(facts["class_names"]))
-        return Decoded(splits, tuple(facts["mean"]), tuple(facts["std"]))
+        named: dict[str, Any] = {name: None if facts[name] is None else tuple(facts[name]) for name in _FACTS}
+        return Decoded(Splits(**arrays, **named), tuple(facts["mean"]), tuple(facts["std"]))
     except (OSError, safetensors.SafetensorError, KeyError, TypeError, ValueError, UserError):
         return None
 
 
-def _store(path: Path, decoded: Decoded) -> None:
-    tensors = {name: np.ascontiguousarray(getattr(decoded.splits, name)) for name in _ARRAYS}
-    facts = json.dumps({"class_names": decoded.splits.class_names, "mean": decoded.mean, "std": decoded.std})
+def _store(path: Path, decoded: Decoded) -> str | None:
+    """Write the cache file; the reason if that is impossible."""
+    arrays = {name: getattr(decoded.splits, name) for name in (*_ARRAYS, *_OPTIONAL)}
+    tensors = {name: np.ascontiguousarray(array) for name, array in arrays.items() if array is not None}
+    named = {name: getattr(decoded.splits, name) for name in _FACTS}
+    facts = json.dumps(named | {"mean": decoded.mean, "std": decoded.std})
     metadata = {"facts": facts, "seal": _seal(tensors, facts)}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(path, safetensors.numpy.save(tensors, metadata))
     except OSError as error:
-        _log.warning("cannot store decoded images in %s (%s); the next start decodes them again", path, error.strerror)
+        return f"cannot write {shown(path.parent)} ({error.strerror}); another folder can be named with TITN_CACHE"
+    except (safetensors.SafetensorError, MemoryError) as error:
+        return f"cannot write {shown(path.parent)} ({error})"
+    return None
 
 
 def _seal(arrays: dict[str, np.ndarray], facts: str) -> str:
-    return hashlib.sha256((digest(list(arrays.values())) + facts).encode()).hexdigest()
+    named = f"{sorted(arrays)}{digest([arrays[name] for name in sorted(arrays)])}{facts}"
+    return hashlib.sha256(named.encode()).hexdigest()

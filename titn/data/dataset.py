@@ -3,18 +3,28 @@
 from __future__ import annotations
 
 import difflib
+import functools
+import hashlib
+import json
+import os
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from titn.data.cache import digest, read_through_cache
 from titn.data.decoding import resize_grey
+from titn.data.folders import ARCHIVES
 from titn.data.known import KNOWN, check_classes, find_folder, find_known
 from titn.data.splits import (
+    SPLIT_TITLES,
     Splits,
     balanced_subset,
     channel_statistics,
+    listing,
+    shown,
     stratified_development_rows,
     stratified_test_rows,
 )
@@ -37,7 +47,14 @@ class Dataset:
         class_names: name of each label.
         mean: per channel, of the whole training split at this image size (whatever `limit_train`), 0..1 scale.
         std: likewise, the population's standard deviation; 1 for a channel that never changes.
-        fingerprint: SHA-256 of the pixels and labels in `train_images` and `train_labels`.
+        fingerprint: SHA-256 of `identity()`, unless it is given.
+        val_images: uint8 [N_val, H, W, C] of the validation split, None without one. Without a test split they are the
+            test images too (the same array).
+        val_labels: int64 [N_val], or None.
+        train_keys: uint64 [N], keys of the training images' content, by which `development_split` chooses; None where
+            it chooses by position.
+        test_names: for mistakes to be found again, the file or row of each test image; None where there are none.
+        notes: what a user should know, a line each: what each folder is used for, what is passed over, what is odd.
     """
 
     name: str
@@ -48,7 +65,17 @@ class Dataset:
     class_names: tuple[str, ...]
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    fingerprint: str
+    fingerprint: str = ""
+    val_images: np.ndarray | None = None
+    val_labels: np.ndarray | None = None
+    train_keys: np.ndarray | None = None
+    test_names: tuple[str, ...] | None = None
+    notes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.fingerprint:
+            text = json.dumps(self.identity(), sort_keys=True)
+            object.__setattr__(self, "fingerprint", hashlib.sha256(text.encode()).hexdigest())
 
     @property
     def num_classes(self) -> int:
@@ -65,17 +92,80 @@ class Dataset:
         """Height and width of an image, in pixels."""
         return self.train_images.shape[1]
 
+    def identity(self) -> dict[str, Any]:
+        """What makes this data set this one, as values for JSON: classes, sizes, and a hash of each split's contents.
+
+        It does not depend on where the data set lies or what it is called. `explain_difference` compares two of them.
+        """
+        return {
+            "class_names": list(self.class_names),
+            "image_size": self.image_size,
+            "channels": self.channels,
+            **self._contents,
+        }
+
+    @functools.cached_property
+    def _contents(self) -> dict[str, Any]:
+        """Number of images, hash of the pixels and hash of the labels of each split."""
+        contents: dict[str, Any] = {}
+        for kind in SPLIT_TITLES:
+            images, labels = getattr(self, f"{kind}_images"), getattr(self, f"{kind}_labels")
+            if images is not None:
+                contents[kind] = {"images": len(images), "pixels": digest([images]), "labels": digest([labels])}
+        return contents
+
+
+def explain_difference(stored: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
+    """What differs between two data sets' `Dataset.identity()`, in words; None if nothing does.
+
+    Args:
+        stored: the identity that was recorded.
+        now: the identity of the data set at hand.
+    """
+    differences = []
+    old, new = (_names(identity) for identity in (stored, now))
+    if old != new:
+        if gone := [name for name in old if name not in new]:
+            differences.append(f"classes gone: {listing(gone)}")
+        if added := [name for name in new if name not in old]:
+            differences.append(f"new classes: {listing(added)}")
+        if not gone and not added:
+            differences.append("the classes are in another order")
+    for name, title in (("image_size", "image size"), ("channels", "channels")):
+        if stored.get(name) != now.get(name):
+            differences.append(f"{title} {stored.get(name)} became {now.get(name)}")
+    for kind, title in SPLIT_TITLES.items():
+        before, after = stored.get(kind), now.get(kind)
+        if before == after:
+            continue
+        if not isinstance(before, Mapping) or not isinstance(after, Mapping):
+            differences.append(f"there is {'a' if after else 'no'} {title} split now")
+        elif before.get("images") != after.get("images"):
+            differences.append(f"{before.get('images')} {title} images became {after.get('images')}")
+        elif before.get("pixels") != after.get("pixels"):
+            differences.append(f"other {title} images, or in another order ({after.get('images')} as before)")
+        else:
+            differences.append(f"the same {title} images with other labels")
+    if not differences and dict(stored) != dict(now):
+        differences.append("the record of the data set has other entries")
+    return "; ".join(differences) or None
+
+
+def _names(identity: Mapping[str, Any]) -> list[str]:
+    names = identity.get("class_names")
+    return [str(name) for name in names] if isinstance(names, (list, tuple)) else []
+
 
 def load_dataset(
-    name: str, data_dir: str | Path | None = None, *, image_size: int = 32, limit_train: int | None = None
+    name: str | Path, data_dir: str | Path | None = None, *, image_size: int = 32, limit_train: int | None = None
 ) -> Dataset:
     """Read a data set; decoded images are kept in the user's cache folder (see `titn.data.cache`).
 
     `digits` comes with scikit-learn. `mnist`, `cifar10` and `cifar100` are looked for in data_dir/NAME and data_dir, in
-    torchvision's layout, as Hugging Face Parquet shards or as folders of images, and downloaded to data_dir where
-    neither has them. Any other name is a folder, or one in data_dir, with one sub-folder of images per class or with
-    Parquet shards. Images of other sizes are resized (shorter side, bilinear) and cut to the centre. Nothing is
-    unpickled before its checksum is verified.
+    torchvision's layout or its archives, as Hugging Face Parquet files or as folders of images, and downloaded to
+    data_dir where neither has them. Any other name is a folder, or one in data_dir, of images (`titn.data.folders`) or
+    Parquet files (`titn.data.parquet`). Images of other sizes are resized (shorter side, bilinear) and cut to the
+    centre. Nothing is unpickled before its checksum is verified.
 
     Args:
         name: digits, mnist, cifar10, cifar100 or a folder.
@@ -87,49 +177,66 @@ def load_dataset(
         UserError: nothing was found and nothing could be downloaded; a file is damaged, missing or empty; an image
             cannot be read; a value is out of range.
     """
-    if isinstance(image_size, bool) or not isinstance(image_size, int) or not 1 <= image_size <= _MAX_IMAGE_SIZE:
+    if isinstance(image_size, bool) or not isinstance(image_size, (int, np.integer)):
         raise UserError(f"--image-size must be from 1 to {_MAX_IMAGE_SIZE} pixels, not {image_size}")
-    root = Path("data" if data_dir is None else data_dir)
+    if not 1 <= image_size <= _MAX_IMAGE_SIZE:
+        raise UserError(f"--image-size must be from 1 to {_MAX_IMAGE_SIZE} pixels, not {image_size}")
+    name, image_size = os.fspath(name), int(image_size)
+    root = _home(Path("data" if data_dir is None else data_dir))
+    notes: tuple[str, ...] = ()
     if name == "digits":
         splits = _digits(image_size)
         mean, std = channel_statistics(splits.train_images)
     elif name in KNOWN:
         source = find_known(name, root)
-        splits, mean, std = read_through_cache(source, image_size)
+        splits, mean, std, notes = read_through_cache(source, image_size)
         check_classes(name, splits, source.folder)
+        splits = replace(splits, train_keys=None)
     else:
         folder = _folder(name, root)
-        splits, mean, std = read_through_cache(find_folder(folder), image_size)
-        name = folder.resolve().name
-    images, labels = splits.train_images, splits.train_labels
+        splits, mean, std, notes = read_through_cache(find_folder(folder), image_size)
+        name = shown(folder.resolve().name) or "folder"
+    images, labels, keys = splits.train_images, splits.train_labels, splits.train_keys
     if limit_train is not None:
-        rows = balanced_subset(labels, limit_train)
-        images, labels = images[rows], labels[rows]
+        rows = balanced_subset(labels, limit_train, keys)
+        images, labels, keys = images[rows], labels[rows], None if keys is None else keys[rows]
     return Dataset(
-        name, images, labels, splits.test_images, splits.test_labels, splits.class_names, mean, std,
-        digest([images, labels]),
-    )  # fmt: skip
+        name,
+        images,
+        labels,
+        splits.test_images,
+        splits.test_labels,
+        splits.class_names,
+        mean,
+        std,
+        val_images=splits.val_images,
+        val_labels=splits.val_labels,
+        train_keys=keys,
+        test_names=splits.test_names,
+        notes=notes,
+    )
 
 
 def development_split(dataset: Dataset) -> Dataset:
-    """The data set with a fixed, stratified tenth of its training images in place of its test images.
+    """The data set with a fixed tenth of its training images in place of its test images.
 
     For choices that must not see the test set. Mean and deviation stay those of the whole training split.
 
     Raises:
         UserError: no class has two training images.
     """
-    held_out = stratified_development_rows(dataset.train_labels)
+    held_out = stratified_development_rows(dataset.train_labels, dataset.train_keys)
     if not held_out.any():
         raise UserError("the development split needs two or more training images of a class; raise --limit-train")
-    images, labels = dataset.train_images[~held_out], dataset.train_labels[~held_out]
     return replace(
         dataset,
-        train_images=images,
-        train_labels=labels,
+        train_images=dataset.train_images[~held_out],
+        train_labels=dataset.train_labels[~held_out],
+        train_keys=None if dataset.train_keys is None else dataset.train_keys[~held_out],
         test_images=dataset.train_images[held_out],
         test_labels=dataset.train_labels[held_out],
-        fingerprint=digest([images, labels]),
+        test_names=None,
+        fingerprint="",
     )
 
 
@@ -145,12 +252,26 @@ def _digits(size: int) -> Splits:
     return Splits(images[~held_out], labels[~held_out], images[held_out], labels[held_out], names)
 
 
+def _home(path: Path) -> Path:
+    """The path with ~ replaced by the home folder."""
+    try:
+        return path.expanduser()
+    except RuntimeError:
+        raise UserError(f"{shown(path)}: there is no such home folder; name the folder in full") from None
+
+
 def _folder(name: str, root: Path) -> Path:
     """The folder that `name` means."""
+    path = _home(Path(name)) if name else Path()
     if name:
-        for folder in (Path(name), root / name):
-            if folder.is_dir():
+        for folder in (path, root / path):
+            if os.path.isdir(folder):  # noqa: PTH112 (Path.is_dir raises on names that are too long)
                 return folder
+    if os.path.lexists(path) and name:
+        what = "an archive: unpack it and name the folder" if path.suffix.lower() in ARCHIVES else "a file"
+        raise UserError(f"--dataset {shown(name)} is {what}; expected {', '.join(DATASETS)} or a folder of images")
     close = difflib.get_close_matches(name.lower(), DATASETS, 1)
     hint = f"did you mean {close[0]}?" if close else f"use {', '.join(DATASETS)} or a folder of images"
-    raise UserError(f"unknown data set {name!r}: neither {name!r} nor {str(root / name)!r} is a folder; {hint}")
+    raise UserError(
+        f"unknown data set '{shown(name)}': neither '{shown(path)}' nor '{shown(root / path)}' is a folder; {hint}"
+    )

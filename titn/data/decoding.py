@@ -1,20 +1,40 @@
-"""Encoded images to uint8 arrays of one size."""
+"""Encoded images to uint8 arrays of one size, with a key of each image's content."""
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import io
 import os
+import struct
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 from titn.errors import UserError
 
 _MODES = {1: "L", 3: "RGB"}
 _DEEP_MODES = ("I", "F")  # Pillow's names of modes with more than 8 bits begin with these
 _SMALL = 10_000
+
+
+class Decoded(NamedTuple):
+    """One image: pixels uint8 [size, size, channels], key of its content, whether any of it was transparent."""
+
+    pixels: np.ndarray
+    key: int
+    transparent: bool
+
+
+class DecodedImages(NamedTuple):
+    """Images uint8 [N, size, size, channels], content keys uint64 [N], which were transparent bool [N]."""
+
+    images: np.ndarray
+    keys: np.ndarray
+    transparent: np.ndarray
 
 
 def fit(image: Image.Image, size: int) -> Image.Image:
@@ -33,29 +53,54 @@ def fit(image: Image.Image, size: int) -> Image.Image:
     return image.resize((width, height), Image.Resampling.BILINEAR).crop((left, top, left + size, top + size))
 
 
-def decode(data: bytes, size: int, channels: int) -> np.ndarray:
-    """Decode one image file.
+def decode(data: bytes, size: int, channels: int) -> Decoded:
+    """Decode one image file, turned upright as its EXIF orientation says, on white where it is transparent.
 
     Args:
-        data: the encoded file (JPEG, PNG, WebP, ...), 8 bits per channel.
+        data: the encoded file (JPEG, PNG, WebP, ...), 8 bits per channel; of several frames the first.
         size: height and width of the result, in pixels.
         channels: 1 (grey) or 3 (RGB).
 
     Returns:
-        uint8 [size, size, channels].
+        The pixels and the key of the upright, opaque image before it is brought to `size`: a hash of its width, height
+        and pixels, the same for every file format and image size.
 
     Raises:
         ValueError: more than 8 bits per channel. Whatever Pillow raises for a damaged file passes through.
     """
-    with Image.open(io.BytesIO(data)) as image:
-        if image.mode.startswith(_DEEP_MODES):
+    with Image.open(io.BytesIO(data)) as opened:
+        if opened.mode.startswith(_DEEP_MODES):
             raise ValueError("it has more than 8 bits per channel; convert it to 8 bits")
-        return np.asarray(fit(image.convert(_MODES[channels]), size)).reshape(size, size, channels)
+        image, transparent = _on_white(_upright(opened))
+        image = image.convert(_MODES[channels])
+        content = hashlib.blake2b(struct.pack("<II", *image.size), digest_size=8)
+        content.update(image.tobytes())
+        pixels = np.asarray(fit(image, size)).reshape(size, size, channels)
+    return Decoded(pixels, int.from_bytes(content.digest(), "little"), transparent)
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    # EXIF data that cannot be read say nothing about the orientation
+    with contextlib.suppress(SyntaxError, ValueError, KeyError, TypeError, struct.error):
+        ImageOps.exif_transpose(image, in_place=True)
+    return image
+
+
+def _on_white(image: Image.Image) -> tuple[Image.Image, bool]:
+    """The image composed on white, and whether any pixel of it is not opaque."""
+    if not image.has_transparency_data:
+        return image, False
+    image = image.convert("RGBA")
+    if image.getchannel("A").getextrema()[0] == 255:
+        return image, False
+    ground = Image.new("RGBA", image.size, "white")
+    ground.alpha_composite(image)
+    return ground, True
 
 
 def decode_all(
     count: int, load: Callable[[int], bytes], where: Callable[[int], str], *, size: int, channels: int
-) -> np.ndarray:
+) -> DecodedImages:
     """Decode `count` images into one array.
 
     Args:
@@ -66,7 +111,7 @@ def decode_all(
         channels: 1 or 3.
 
     Returns:
-        uint8 [count, size, size, channels].
+        The images, uint8 [count, size, size, channels], and what `decode` says of each.
 
     Raises:
         UserError: an image cannot be read, or all of them do not fit into memory.
@@ -77,13 +122,17 @@ def decode_all(
         raise UserError(
             f"{count:,} images of {size}x{size} pixels do not fit into memory; use a smaller size"
         ) from None
+    keys, transparent = np.empty(count, np.uint64), np.empty(count, bool)
 
     def run(rows: Sequence[int]) -> None:
         for row in rows:
             try:
-                images[row] = decode(load(row), size, channels)
+                images[row], keys[row], transparent[row] = decode(load(row), size, channels)
             except Exception as error:  # decoders of damaged files raise many types
-                raise UserError(f"cannot read the image {where(row)}: {str(error) or type(error).__name__}") from None
+                reason = str(error) or type(error).__name__
+                if isinstance(error, Image.UnidentifiedImageError):
+                    reason = "it is no image of a known format"
+                raise UserError(f"cannot read the image {where(row)}: {reason}") from None
 
     try:
         small = len(load(0)) < _SMALL
@@ -96,7 +145,7 @@ def decode_all(
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             for _ in pool.map(run, np.array_split(np.arange(count), min(count, 64 * (os.cpu_count() or 1)))):
                 pass
-    return images
+    return DecodedImages(images, keys, transparent)
 
 
 def resize_grey(images: np.ndarray, size: int) -> np.ndarray:

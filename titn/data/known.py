@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import gzip
 import hashlib
 import http.client
+import os
 import socket
 import tarfile
 import tempfile
@@ -14,11 +16,12 @@ from pathlib import Path
 
 import numpy as np
 from torchvision.datasets import CIFAR10, CIFAR100, MNIST
+from torchvision.datasets.utils import extract_archive
 
 from titn.data.decoding import resize_colour, resize_grey
-from titn.data.folders import find_image_folder
-from titn.data.parquet import ParquetSplit, find_parquet
-from titn.data.splits import Source, Splits
+from titn.data.folders import ARCHIVES, describe, find_image_folder, scan
+from titn.data.parquet import ParquetSet, find_parquet, find_parquet_below
+from titn.data.splits import Source, Splits, listing, settle, shown
 from titn.errors import UserError
 
 _CIFAR = {"cifar10": CIFAR10, "cifar100": CIFAR100}
@@ -45,9 +48,9 @@ def find_known(name: str, root: Path) -> Source:
     """
     places = [place for place in (root / name, root) if place.is_dir()]
     for place in places:
-        source = _find_torchvision(name, place) or _find_parquet(name, place)
+        source = _find_torchvision(name, place) or _find_parquet(name, place, own=place != root)
         if source is None and (place != root or (root / "train").is_dir()):
-            source = find_image_folder(place)
+            source = find_image_folder(scan(place), name)
         if source is not None:
             return source
     _download(name, root)
@@ -62,48 +65,70 @@ def find_folder(folder: Path) -> Source:
     Raises:
         UserError: there are neither, or they are incomplete.
     """
-    found = find_parquet(folder)
-    source = _parquet_source(folder, found, None) if found else find_image_folder(folder)
+    tree = scan(folder)
+    found = find_parquet_below(tree)
+    source = _parquet_source(*found, None) if found else find_image_folder(tree)
     if source is None:
-        raise UserError(f"{folder} holds no data set: it needs one sub-folder of images per class, or train-*.parquet")
+        raise UserError(
+            f"{shown(folder)} holds no data set: found {describe(tree)}; expected one sub-folder of images per class, "
+            f"train/ and test/ with such sub-folders, or train-*.parquet"
+        )
     return source
 
 
 def check_classes(name: str, splits: Splits, folder: Path) -> None:
     """Raise UserError where what lies in `folder` cannot be the known data set `name`."""
     if len(splits.class_names) != _CLASSES[name]:
-        raise UserError(f"{folder} holds {len(splits.class_names)} classes, but {name} has {_CLASSES[name]}")
+        raise UserError(f"{shown(folder)} holds {len(splits.class_names)} classes, but {name} has {_CLASSES[name]}")
 
 
 def _find_torchvision(name: str, place: Path) -> Source | None:
+    """torchvision's files, or the archives that they come in."""
     if name == "mnist":
         for raw in (place / "MNIST" / "raw", place / "raw", place):
-            if any((raw / file).exists() for file in _MNIST_FILES):
-                return Source(raw, tuple(raw / file for file in _MNIST_FILES), "idx", partial(_read_mnist, raw))
+            files = {file: _as_found(raw / file) for file in _MNIST_FILES}
+            if any(path.exists() for path in files.values()):
+                return Source(raw, tuple(files.values()), "mnist idx", partial(_read_mnist, files))
         return None
     kind = _CIFAR[name]
     if place.name == kind.base_folder:
         place = place.parent
     listed = [*kind.train_list, *kind.test_list, [kind.meta["filename"], kind.meta["md5"]]]
     checksums = {place / kind.base_folder / file: md5 for file, md5 in listed}
-    if not any(path.exists() for path in checksums):
-        return None
-    return Source(place, tuple(checksums), "torchvision", partial(_read_cifar, name, place, checksums))
+    if any(path.exists() for path in checksums):
+        return Source(place, tuple(checksums), f"{name} torchvision", partial(_read_cifar, name, place, checksums))
+    archive = place / kind.filename
+    if archive.is_file():
+        return Source(place, (archive,), f"{name} archive", partial(_read_cifar_archive, name, archive))
+    return None
 
 
-def _verified(path: Path, md5: str) -> bytes:
-    """The file's bytes; UserError unless they have the given MD5."""
+def _as_found(path: Path) -> Path:
+    """The file itself, or where it is absent its .gz, or either with the dot that some copies have in the name."""
+    dotted = path.name.replace("-idx", ".idx")
+    spellings = (path, *(path.with_name(name) for name in (f"{path.name}.gz", dotted, f"{dotted}.gz")))
+    return next((spelling for spelling in spellings if spelling.exists() and not spelling.is_dir()), path)
+
+
+def _verified(path: Path, md5: str, name: str) -> bytes:
+    """The file's bytes, unpacked if it is a .gz; UserError unless they have the given MD5."""
     try:
         data = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}; fetch it again") from None
+        if path.suffix == ".gz":
+            data = gzip.decompress(data)
+    except (OSError, EOFError, zlib.error) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"cannot read {shown(path)}: {reason}; expected {name}'s own file") from None
     if hashlib.md5(data, usedforsecurity=False).hexdigest() != md5:
-        raise UserError(f"{path} is damaged ({len(data):,} bytes, wrong MD5); delete it and fetch it again")
+        raise UserError(
+            f"{shown(path)} is not {name}'s file of that name, or is damaged ({len(data):,} bytes, wrong MD5); "
+            f"expected the original, with MD5 {md5}; another --data-dir can be named"
+        )
     return data
 
 
-def _read_mnist(raw: Path, size: int) -> Splits:
-    data = [np.frombuffer(_verified(raw / file, md5), np.uint8) for file, md5 in _MNIST_FILES.items()]
+def _read_mnist(files: dict[str, Path], size: int) -> Splits:
+    data = [np.frombuffer(_verified(files[file], md5, "mnist"), np.uint8) for file, md5 in _MNIST_FILES.items()]
     # idx: 4 bytes of type and 4 per dimension come first, 16 before images and 8 before labels
     train_images, test_images = (resize_grey(data[part][16:].reshape(-1, 28, 28), size) for part in (0, 2))
     train_labels, test_labels = (data[part][8:].astype(np.int64) for part in (1, 3))
@@ -112,40 +137,60 @@ def _read_mnist(raw: Path, size: int) -> Splits:
 
 def _read_cifar(name: str, root: Path, checksums: dict[Path, str], size: int) -> Splits:
     for path, md5 in checksums.items():
-        _verified(path, md5)
+        _verified(path, md5, name)
     try:  # torchvision verifies the same checksums before it unpickles
         train, test = (_CIFAR[name](root, train=part) for part in (True, False))
     except (RuntimeError, OSError) as error:
-        raise UserError(f"cannot read {name} in {root}: {error}") from None
+        raise UserError(f"cannot read {name} in {shown(root)}: {error}") from None
     images = [resize_colour(part.data, size) for part in (train, test)]
     labels = [np.array(part.targets, np.int64) for part in (train, test)]
     return Splits(images[0], labels[0], images[1], labels[1], tuple(train.classes))
 
 
-def _find_parquet(name: str, place: Path) -> Source | None:
-    for folder in (place, place / name, place / "data", place / "plain_text"):
-        found = find_parquet(folder) if folder.is_dir() else None
+def _read_cifar_archive(name: str, archive: Path, size: int) -> Splits:
+    """Unpack to a temporary folder and read that; the archive's own folder stays as it is."""
+    kind = _CIFAR[name]
+    with archive.open("rb") as file:
+        if hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest() != kind.tgz_md5:
+            raise UserError(f"{shown(archive)} is damaged or not {name}'s archive; expected MD5 {kind.tgz_md5}")
+    with tempfile.TemporaryDirectory() as temporary:
+        try:
+            extract_archive(os.fspath(archive), temporary)
+        except (OSError, EOFError, tarfile.TarError, zlib.error) as error:
+            raise UserError(f"cannot unpack {shown(archive)}: {error}") from None
+        source = _find_torchvision(name, Path(temporary))
+        if source is None:
+            raise UserError(f"{shown(archive)} does not hold {kind.base_folder}/")
+        return source.read(size)
+
+
+def _find_parquet(name: str, place: Path, *, own: bool) -> Source | None:
+    """The Parquet files in `place`: anywhere below the data set's own folder, else where the hub has them."""
+    if own:
+        below = find_parquet_below(scan(place))
+        return _parquet_source(*below, name) if below else None
+    for folder in (place, place / "data", place / "plain_text"):
+        found = find_parquet(scan(folder, depth=1)) if folder.is_dir() else None
         if found:
-            return _parquet_source(folder, found, name)
+            return _parquet_source(found, [], name)
     return None
 
 
-def _parquet_source(folder: Path, found: tuple[ParquetSplit, ParquetSplit], name: str | None) -> Source:
-    train, test = found
+def _parquet_source(found: ParquetSet, notes: list[str], name: str | None) -> Source:
     channels = 1 if name == "mnist" else 3
+    if name is not None and "test" not in found.files and "val" not in found.files:
+        raise UserError(f"{shown(found.folder)} has train*.parquet but no test*.parquet, which {name} has")
 
     def read(size: int) -> Splits:
-        train_images, train_labels, names = train.read(size, channels)
-        test_images, test_labels, test_names = test.read(size, channels)
-        if names != test_names:
-            raise UserError(f"{test.files[0]} has other class names than {train.files[0]}")
         expected = _NAMES.get(name or "")
-        if expected and names and names != expected:
-            raise UserError(f"{folder} is not {name}: its classes are {', '.join(names[:3])}, ...")
-        names = names or expected or tuple(str(label) for label in range(train_labels.max() + 1))
-        return Splits(train_images, train_labels, test_images, test_labels, names)
+        parts, names, said = found.read(size, channels, expected)
+        if expected and names != expected:
+            raise UserError(f"{shown(found.folder)} is not {name}: its classes are {', '.join(names[:3])}, ...")
+        return settle(parts, names, said)
 
-    return Source(folder, train.files + test.files, f"parquet{channels}", read)
+    files = tuple(path for kind in found.files for path in found.files[kind])
+    plan = "\n".join(f"{kind} {len(paths)}" for kind, paths in found.files.items())
+    return Source(found.folder, files, f"{name or 'folder'} parquet{channels}\n{plan}", read, tuple(notes))
 
 
 def _download(name: str, root: Path) -> None:
@@ -165,11 +210,14 @@ def _download(name: str, root: Path) -> None:
         with contextlib.suppress(OSError):
             for folder in created:
                 folder.rmdir()
+        folders = [folder for folder in (root / name, root) if folder.is_dir()]
+        packed = [path.name for folder in folders for path in folder.iterdir() if path.suffix.lower() in ARCHIVES]
+        unpack = f"; unpack {shown(listing(sorted(packed)))}, if it is that" if packed else ""
         reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
         raise UserError(
             f"{name} is neither in {root / name} nor in {root}, and downloading it failed ({reason}): put "
-            f"torchvision's files, train-*.parquet and test-*.parquet, or one folder of images per class there, or "
-            f"name another folder with --data-dir"
+            f"torchvision's files or archives, train-*.parquet and test-*.parquet, or one folder of images per class "
+            f"there, or name another folder with --data-dir{unpack}"
         ) from None
     finally:
         socket.setdefaulttimeout(timeout)
