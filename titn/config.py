@@ -314,7 +314,6 @@ class TrainConfig(DistillationSettings, StudentSettings, RunConfig):
             if name in self.teacher_settings:
                 raise UserError(f"--teacher-settings cannot have {name}: a teacher takes it from its student")
         settings: dict[str, Any] = {name: getattr(self, name) for name in (*students, "fast", "amp")}
-        settings["seed"] = self.seed
         settings["epochs"] = self.teacher_epochs or self.epochs
         return TeacherConfig(**(settings | self.teacher_settings))
 

@@ -16,8 +16,8 @@ from rich.text import Text
 from torch import nn
 
 from titn.cli import parse
-from titn.config import Config, RunConfig, TrainConfig, flag
-from titn.data.dataset import Dataset, load_dataset
+from titn.config import AugmentationSettings, Config, RunConfig, ScheduleSettings, TrainConfig, flag
+from titn.data.dataset import Dataset, explain_difference, load_dataset
 from titn.errors import Interrupted, UserError, command
 from titn.metrics import classification_metrics
 from titn.network import NetworkSpec
@@ -39,6 +39,9 @@ from titn.training.trainer import Trainer
 MAY_CHANGE = {"resume", "runs_dir", "device", "data_dir", "lr", "amp"}
 """Settings that may be given with --resume."""
 
+TRAINING_SETTINGS = {*ScheduleSettings.__annotations__, *AugmentationSettings.__annotations__} - {"epochs"}
+"""Settings that a teacher has of its own."""
+
 
 def train(config: RunConfig, *, console: Console | None = None, dataset: Dataset | None = None) -> Result:
     """Train a student or a teacher; a student's teacher that is given by name is trained first, unless it is there.
@@ -59,32 +62,40 @@ def train(config: RunConfig, *, console: Console | None = None, dataset: Dataset
     console = console or Console()
     config, run = open_run(config)
     switches = select(config)
+    if switches.device.type == "cuda":
+        torch.cuda.set_device(switches.device)
+        torch.backends.cudnn.allow_tf32 = False  # float32 means float32, in convolutions as in products
     dataset = load_data(config, dataset)
-    schedule = Schedule.of(config, len(dataset.train_labels))
+    schedule = Schedule.of(config, len(dataset.train_labels), switches.device.type)
     torch.manual_seed(config.seed)
     spec = NetworkSpec.of(config, dataset)
     module = spec.build(switches.kernels)
     random_state = torch.get_rng_state()
     macs = count_macs(module, dataset.channels, dataset.image_size)
     can_distil = getattr(module, "distilled", False)
-    teacher = find_teacher(config, dataset) if config.distils_from != "none" and can_distil else None
-    announce(config, switches, dataset, schedule, teacher, console)
+    source = find_teacher(config, dataset) if config.distils_from != "none" and can_distil else None
+    teacher = load_teacher(source.path, dataset) if source and not source.to_train else None
+    announce(config, switches, dataset, schedule, source, console)
+    check_batch(schedule, module, config)
+    settled = config.changed(batch_size=schedule.batch_size, lr=schedule.peak)
+    resumed = run is not None
     if run is None:
         if config.initial_weights is not None:
             console.print(Text(load_initial_weights(module, config.network, Path(config.initial_weights))))
         check_room(config, module)
-        run = Run.create(config, identity(dataset))
+        run = Run.create(settled, dataset.identity())
     else:
         check_same_data(run, dataset)
 
     with run:
-        run.reconfigure(config.changed(name=run.folder.name, batch_size=schedule.batch_size, lr=schedule.peak))
+        if resumed:
+            run.reconfigure(settled)
         run.note({"commit": source_commit(), "device": describe(switches.device), "lr": schedule.peak})
-        targets, teacher_name, teacher_top1 = None, None, None
+        if source is not None and teacher is None:
+            teacher = load_teacher(trained(source, config, dataset, run, console), dataset)
+        targets = None
         if teacher is not None:
-            path = trained(teacher, config, dataset, run, console)
-            network, teacher_name, teacher_top1 = load_teacher(path, dataset)
-            targets = LiveTeacher(network.to(switches.device), config.distillation_term["kind"], switches.amp)
+            targets = LiveTeacher(teacher.network.to(switches.device), config.distillation_term["kind"], switches.amp)
         torch.set_rng_state(random_state)
         trainer = Trainer(
             run,
@@ -100,15 +111,19 @@ def train(config: RunConfig, *, console: Console | None = None, dataset: Dataset
             program=config.program,
         )
         trainer.resume()
-        logits = trainer.fit()
+        try:
+            logits = trainer.fit()
+        except (Interrupted, UserError):
+            write_report(run.folder, dataset, trainer.logits)
+            raise
         progress = trainer.progress
         result = Result(
             run=str(run.folder),
             **classification_metrics(logits, torch.from_numpy(dataset.test_labels)),
             best_top1=progress.best_top1,
             best_epoch=progress.best_epoch,
-            teacher=teacher_name,
-            teacher_top1=teacher_top1,
+            teacher=teacher.name if teacher else None,
+            teacher_top1=teacher.top1 if teacher else None,
             dataset=dataset.name,
             classes=dataset.num_classes,
             train_images=len(dataset.train_labels),
@@ -213,18 +228,29 @@ def announce(
     lines = [
         f"{dataset.name}: {len(dataset.train_labels):,} training and {len(dataset.test_labels):,} test images, "
         f"{dataset.num_classes} classes, {dataset.channels}x{dataset.image_size}x{dataset.image_size}",
-        f"{schedule.epochs} epochs, batch size {schedule.batch_size}, learning rate {schedule.peak:.3g}",
+        f"{schedule.epochs} epoch{'s' * (schedule.epochs > 1)}, batch size {schedule.batch_size}, "
+        f"learning rate {schedule.peak:.3g}",
     ]
     if config.batch_size != "auto" and config.batch_size > schedule.batch_size:
         lines.append(f"--batch-size {config.batch_size} is more than all training images: {schedule.batch_size} it is")
     if teacher is None and config.distils_from != "none":
         lines.append(f"{config.network} has no distillation token: it trains without a teacher")
-    lines += config.without_effect
+    lines += [*dataset.notes, *config.without_effect]
     if teacher is not None:
         lines.append(f"Teacher: {teacher.path}" + (", to be trained first" if teacher.to_train else ""))
         lines += teacher.notes
+        own = sorted(config.said & TRAINING_SETTINGS)
+        if teacher.to_train and own:
+            lines.append(f"{', '.join(map(flag, own))} of the student: its teacher's are set by --teacher-settings")
     for line in lines:
         console.print(Text(line), soft_wrap=True)
+
+
+def check_batch(schedule: Schedule, module: nn.Module, config: RunConfig) -> None:
+    """Raise UserError for a batch that batch normalisation cannot normalise."""
+    normalises = any(isinstance(each, nn.modules.batchnorm._BatchNorm) for each in module.modules())
+    if schedule.batch_size == 1 and normalises:
+        raise UserError(f"{config.network} normalises over the batch and needs --batch-size 2 or more, not 1")
 
 
 def check_room(config: RunConfig, module: nn.Module) -> None:
@@ -262,14 +288,14 @@ def _wait_for(folder: Path, console: Console) -> None:
     run.close()
 
 
-def identity(dataset: Dataset) -> dict[str, Any]:
-    return {"fingerprint": dataset.fingerprint}
-
-
 def check_same_data(run: Run, dataset: Dataset) -> None:
     """Raise UserError where the data set is not the one that the run was begun with."""
-    if run.dataset() != identity(dataset):
-        raise UserError(f"{dataset.name} has changed since {run.folder} was begun")
+    difference = explain_difference(run.dataset(), dataset.identity())
+    if difference is not None:
+        raise UserError(
+            f"{dataset.name} is not what it was when {run.folder} was begun ({difference}): bring the data back as it "
+            "was, or begin a new run"
+        )
 
 
 def _parents(config: RunConfig) -> tuple[Path, ...]:

@@ -9,20 +9,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from titn.config import RunConfig, TeacherConfig, flag
 from titn.data.dataset import Dataset
 from titn.errors import UserError
 from titn.network import load_network, read_spec
-from titn.teachers.architectures import TEACHERS
+from titn.teachers.architectures import TEACHERS, create_teacher
 from titn.training import checkpoint
 from titn.training.run import Run, plain_name
 
 _SAME_TEACHER_ANYWHERE = {
     *("dataset", "data_dir", "device", "runs_dir", "fast", "compile", "amp", "cuda_graph", "name", "resume", "config"),
 }
-"""Settings that do not make another teacher: where it was trained, and on which data, whose fingerprint counts."""
+"""Settings that do not make another teacher: where it was trained, and on which data, whose contents count."""
 _NOTES = 3
 
 
@@ -33,6 +34,15 @@ class TeacherSource:
     path: Path
     to_train: TeacherConfig | None = None
     notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """A trained teacher: its network, its architecture's name and its test accuracy, where its run is finished."""
+
+    network: nn.Module
+    name: str
+    top1: float | None
 
 
 def find_teacher(config: RunConfig, dataset: Dataset) -> TeacherSource:
@@ -56,7 +66,9 @@ def find_teacher(config: RunConfig, dataset: Dataset) -> TeacherSource:
         hint = f"did you mean {close[0]}?" if close else f"use none, {', '.join(TEACHERS)}"
         raise UserError(f"--teacher {name} is neither a file, a folder nor a run in {config.runs_dir}; {hint}")
     wanted = config.teacher_training()
-    identity = _identity(wanted, dataset.fingerprint)
+    with torch.device("meta"):  # whether such a network takes such images, in no time
+        create_teacher(name, dataset.num_classes, dataset.channels, dataset.image_size)
+    identity = _identity(wanted, dataset.identity())
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:12]
     prefix = plain_name("teacher", dataset.name, name)
     folder = Path(config.runs_dir).expanduser() / f"{prefix}-{digest}"
@@ -67,10 +79,8 @@ def find_teacher(config: RunConfig, dataset: Dataset) -> TeacherSource:
     return TeacherSource(folder)
 
 
-def load_teacher(path: Path, dataset: Dataset) -> tuple[nn.Module, str, float | None]:
-    """Network, name and test accuracy (where its run is finished) of a trained teacher.
-
-    `path` is a run folder, a checkpoint folder or a model.safetensors.
+def load_teacher(path: Path, dataset: Dataset) -> Teacher:
+    """The teacher in a run folder, a checkpoint folder or a model.safetensors.
 
     Raises:
         UserError: nothing usable is there, or it was trained for other images or classes than `dataset` has.
@@ -101,12 +111,12 @@ def load_teacher(path: Path, dataset: Dataset) -> tuple[nn.Module, str, float | 
             raise UserError(
                 f"--teacher {path} was trained with another {what} ({has}) than {dataset.name} has ({needed})"
             )
-    return load_network(weights)[0], spec.name, top1
+    return Teacher(load_network(weights)[0], spec.name, top1)
 
 
-def _identity(config: RunConfig, fingerprint: str) -> dict[str, Any]:
-    """What makes a teacher this one: its settings but for those of the machine, and its data."""
-    return config.model_dump(exclude=_SAME_TEACHER_ANYWHERE) | {"data": fingerprint}
+def _identity(config: RunConfig, dataset: dict[str, Any]) -> dict[str, Any]:
+    """What makes a teacher this one: its settings but for those of the machine, and its training images."""
+    return config.model_dump(exclude=_SAME_TEACHER_ANYWHERE) | {"data": dataset["train"]}
 
 
 def _differing(folder: Path, prefix: str, identity: dict[str, Any]) -> tuple[str, ...]:
@@ -115,7 +125,7 @@ def _differing(folder: Path, prefix: str, identity: dict[str, Any]) -> tuple[str
     for other in sorted(folder.parent.glob(f"{prefix}-*")):
         run = Run(other)
         try:
-            has = _identity(run.config(), run.dataset()["fingerprint"])
+            has = _identity(run.config(), run.dataset())
         except (UserError, KeyError):
             continue
         differs = [f"{name} {has.get(name)}, not {wanted}" for name, wanted in identity.items() if has[name] != wanted]

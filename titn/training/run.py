@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Self
 
 from titn.config import RunConfig, stored_config, to_yaml
+from titn.data.dataset import DATASETS
 from titn.errors import UserError
 from titn.files import folder_atomic, read_json, write_atomic
 from titn.training import checkpoint
@@ -63,7 +64,7 @@ class Run:
         for chosen in [given] if given else _default_names(config):
             try:
                 with folder_atomic(root / chosen) as folder:
-                    (folder / _CONFIG).write_text(to_yaml(config.changed(name=chosen)), "utf-8")
+                    (folder / _CONFIG).write_text(to_yaml(config.changed(name=chosen, **_placed(config))), "utf-8")
                     (folder / _DATASET).write_text(json.dumps(dataset, indent=1) + "\n")
             except OSError as error:
                 if error.errno not in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR):
@@ -222,6 +223,14 @@ def _taken(folder: Path, program: str) -> str:
     return f"{folder} exists already and is no run; choose another --name"
 
 
+def _placed(config: RunConfig) -> dict[str, Any]:
+    """Paths of the data that mean the same in any working directory."""
+    placed = {"data_dir": str(Path(config.data_dir).expanduser().absolute())}
+    if config.dataset not in DATASETS and Path(config.dataset).expanduser().is_dir():
+        placed["dataset"] = str(Path(config.dataset).expanduser().absolute())
+    return placed
+
+
 def plain_name(*words: str) -> str:
     """A name that `--name` accepts, made of words that may hold anything."""
     kept = (re.sub(r"[^A-Za-z0-9._-]+", "-", word).strip(".-_")[:40] for word in words)
@@ -230,11 +239,7 @@ def plain_name(*words: str) -> str:
 
 def _default_names(config: RunConfig) -> Iterator[str]:
     """Data set, network and time, then the same with a number behind it."""
-    dataset = Path(config.dataset).expanduser().resolve().name if _is_path(config.dataset) else config.dataset
+    dataset = config.dataset if config.dataset in DATASETS else Path(config.dataset).expanduser().resolve().name
     name = plain_name(dataset, config.network, time.strftime("%Y%m%d-%H%M%S"))
     yield name
     yield from (f"{name}-{number}" for number in itertools.count(2))
-
-
-def _is_path(dataset: str) -> bool:
-    return "/" in dataset or dataset.startswith((".", "~"))

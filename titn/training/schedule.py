@@ -32,15 +32,16 @@ class Schedule:
     warmup_epochs: float = 0.0
 
     @classmethod
-    def of(cls, config: RunConfig, images: int) -> Schedule:
+    def of(cls, config: RunConfig, images: int, device: str = "cpu") -> Schedule:
         """The schedule of `config` on so many training images.
 
-        A recipe's batch is made for its own number of steps. A shorter training gets smaller batches, down to 32
-        images, so that it has at least 2,000 steps; the learning rate shrinks with the square root of the batch
-        (Krizhevsky, arXiv 1404.5997). No batch has more images than the data set.
+        A recipe's batch is made for its own number of steps. A shorter training on a CPU gets smaller batches, down to
+        32 images, so that it has at least 2,000 steps; on a GPU a step of 1,024 images takes no longer than one of 64,
+        so the recipe's batch stays. The learning rate shrinks with the square root of the batch (Krizhevsky,
+        arXiv 1404.5997). No batch has more images than the data set.
         """
         recipe_batch, recipe_rate = config.recipe_batch_and_rate
-        enough = max(SMALLEST_BATCH, images * config.epochs // ENOUGH_STEPS)
+        enough = recipe_batch if device == "cuda" else max(SMALLEST_BATCH, images * config.epochs // ENOUGH_STEPS)
         batch = min(recipe_batch, enough) if config.batch_size == "auto" else config.batch_size
         rate = recipe_rate * min(1.0, batch / recipe_batch) ** 0.5 if config.lr == "auto" else config.lr
         batch = min(batch, images)

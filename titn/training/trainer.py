@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from rich.console import Console
@@ -151,15 +152,20 @@ class Trainer:
         return rate
 
     def _evaluate(self) -> Tensor:
-        self.logits = test_logits(self.step.module, self.dataset, self.device)
-        if not torch.isfinite(self.logits).all():
-            raise UserError(self._not_finite("a test logit"))
+        """Test logits, which are kept in `logits`."""
+        self.logits = None
+        self.logits = self._finite(test_logits(self.step.module, self.dataset, self.device))
         return self.logits
 
+    def _finite(self, logits: Tensor) -> Tensor:
+        if not torch.isfinite(logits).all():
+            raise UserError(self._not_finite("a logit of the evaluation"))
+        return logits
+
     def _end_epoch(self, rate: float) -> None:
-        """Evaluate, log the epoch and save a checkpoint."""
-        progress = self.progress
-        labels = torch.from_numpy(self.dataset.test_labels)
+        """Evaluate, log the epoch and save a checkpoint; the best epoch is that on the validation split, if any."""
+        progress, dataset = self.progress, self.dataset
+        labels = torch.from_numpy(dataset.test_labels)
         logits = self._evaluate()
         test = classification_metrics(logits, labels)
         loss, top1, agreement = self._means()
@@ -176,14 +182,21 @@ class Trainer:
             "images_per_second": rate,
             "seconds": time.perf_counter() - self._began,
         }
+        judged, words = test["top1"], f"test {test['top1']:.2%}"
+        if dataset.val_images is not None and dataset.val_labels is not None:
+            split = (dataset.val_images, dataset.val_labels)
+            answers = self._finite(evaluation_logits(self.step.module, dataset, *split, self.device))
+            judged = classification_metrics(answers, torch.from_numpy(dataset.val_labels))["top1"]
+            line["val_top1"] = judged
+            words = f"validation {judged:.2%}  {words}"
         self.run.log(line)
         progress.epoch, progress.step, progress.epoch_images, progress.epoch_sums = epoch, 0, 0, [0.0, 0.0, 0.0]
-        if test["top1"] > progress.best_top1:
-            progress.best_top1, progress.best_epoch = test["top1"], epoch
+        if judged > progress.best_top1:
+            progress.best_top1, progress.best_epoch = judged, epoch
         self._save()
         left = line["seconds"] / epoch * (self.schedule.epochs - epoch)
         text = (
-            f"epoch {epoch}/{self.schedule.epochs}  loss {loss:.4f}  train {top1:.1%}  test {test['top1']:.2%}  "
+            f"epoch {epoch}/{self.schedule.epochs}  loss {loss:.4f}  train {top1:.1%}  {words}  "
             f"{rate:,.0f} images/s  {_clock_time(left)} left"
         )
         self.console.print(Text(text), soft_wrap=True)
@@ -235,13 +248,32 @@ def _clock_time(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{rest:02}"
 
 
+def test_logits(module: nn.Module, dataset: Dataset, device: torch.device) -> Tensor:
+    """`evaluation_logits` of all test images."""
+    return evaluation_logits(module, dataset, dataset.test_images, dataset.test_labels, device)
+
+
 @torch.no_grad()
-def test_logits(module: nn.Module, dataset: Dataset, device: torch.device, batch_size: int = 250) -> Tensor:
-    """Logits of all test images in float32 arithmetic without compilation, [N, K] on the CPU."""
-    pipeline = TorchPipeline(
-        dataset.test_images, dataset.test_labels, mean=dataset.mean, std=dataset.std, device=device
-    )
+def evaluation_logits(
+    module: nn.Module,
+    dataset: Dataset,
+    images: np.ndarray,
+    labels: np.ndarray,
+    device: torch.device,
+    batch_size: int = 250,
+) -> Tensor:
+    """Logits in float32 arithmetic without compilation, [N, K] on the CPU.
+
+    Args:
+        module: on `device`; it is left in evaluation mode.
+        dataset: gives mean and deviation.
+        images: uint8 [N, S, S, C].
+        labels: int64 [N].
+        device: where to compute.
+        batch_size: images at a time.
+    """
+    pipeline = TorchPipeline(images, labels, mean=dataset.mean, std=dataset.std, device=device)
     module.eval()
     with torch.compiler.set_stance("force_eager"):
-        ids = torch.arange(len(dataset.test_labels))
+        ids = torch.arange(len(labels))
         return torch.cat([module(pipeline.plain(chunk).images).float().cpu() for chunk in ids.split(batch_size)])
