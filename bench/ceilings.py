@@ -5,17 +5,14 @@ The floors of `bench.kernels` and the roofline of `bench.report` stand on these 
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from bench.record import described, statistic
+from bench.timing import DTYPES, laps
 
-DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 SEED = 2024
 REPETITIONS = 15
 COPY_BYTES = {"cuda": 2**30, "cpu": 2**28}  # beyond any cache
@@ -27,8 +24,8 @@ def measure(device: torch.device, *, small: bool) -> dict[str, Any]:
     """Copy bandwidth in GB/s (bytes read plus bytes written) and products in TFLOP/s by dtype, or {"error": why}.
 
     Each is {"median", "low", "high", "repetitions"}; low and high are the extremes of the repetitions. The sides of the
-    square products double from 512 until one takes SECONDS or the side is LARGEST_SIDE; float32 is multiplied as such,
-    not in TF32. `small`: toy sizes, two repetitions.
+    square products double from 512 until one takes SECONDS or the side is LARGEST_SIDE. `small`: toy sizes, two
+    repetitions.
     """
     products: dict[str, Any] = {}
     for name, dtype in DTYPES.items():
@@ -40,40 +37,28 @@ def measure(device: torch.device, *, small: bool) -> dict[str, Any]:
 
 
 def copy_gb_per_s(device: torch.device, *, small: bool) -> dict[str, Any]:
-    """Gigabytes (10^9) a second of copying one buffer to another."""
+    """Gigabytes (10^9) per second of copying one buffer to another."""
     source = torch.ones((2**16 if small else COPY_BYTES[device.type]) // 4, device=device)
     target = torch.empty_like(source)
     moved = 2 * source.numel() * source.element_size()
-    found = statistic([moved / s / 1e9 for s in _seconds(lambda: target.copy_(source), device, small=small)])
+    rates = statistic([moved / s / 1e9 for s in _seconds(lambda: target.copy_(source), device, small=small)])
     if not torch.equal(source, target):
         raise RuntimeError("the copy differs from its source")
-    return found
+    return rates
 
 
 def product_tflops(device: torch.device, dtype: torch.dtype, *, small: bool) -> dict[str, Any]:
-    """10^12 operations a second of the product of two square matrices, two operations a multiply-accumulate."""
+    """10^12 operations per second of the product of two square matrices, two operations a multiply-accumulate."""
     generator = torch.Generator(device).manual_seed(SEED)
     side = 64 if small else 512
-    with full_float32():
-        while True:
-            a, b = (torch.randn(side, side, generator=generator, device=device).to(dtype) for _ in range(2))
-            out = torch.empty_like(a)
-            multiply = lambda a=a, b=b, out=out: torch.mm(a, b, out=out)  # noqa: E731
-            last = small or side >= LARGEST_SIDE[device.type]
-            if last or min(_seconds(multiply, device, small=True)) >= SECONDS[device.type]:
-                return statistic([2 * side**3 / s / 1e12 for s in _seconds(multiply, device, small=small)])
-            side *= 2
-
-
-@contextmanager
-def full_float32() -> Iterator[None]:
-    """Within, products of float32 numbers are products of float32 numbers."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before)
+    while True:
+        a, b = (torch.randn(side, side, generator=generator, device=device).to(dtype) for _ in range(2))
+        out = torch.empty_like(a)
+        multiply = lambda a=a, b=b, out=out: torch.mm(a, b, out=out)  # noqa: E731
+        last = small or side >= LARGEST_SIDE[device.type]
+        if last or min(_seconds(multiply, device, small=True)) >= SECONDS[device.type]:
+            return statistic([2 * side**3 / s / 1e12 for s in _seconds(multiply, device, small=small)])
+        side *= 2
 
 
 def floors(flops: int, traffic: int, dtype: str, ceilings: dict[str, Any] | None) -> dict[str, float | None]:
@@ -89,21 +74,7 @@ def floors(flops: int, traffic: int, dtype: str, ceilings: dict[str, Any] | None
     }
 
 
-def _seconds(function: Callable[[], Tensor], device: torch.device, *, small: bool) -> list[float]:
-    """Seconds of single calls, from events on a GPU, after one call that does not count."""
-    count = 2 if small else REPETITIONS
+def _seconds(function: Callable[[], Any], device: torch.device, *, small: bool) -> list[float]:
+    """Seconds of single calls, after one call that does not count."""
     function()
-    if device.type != "cuda":
-        elapsed = []
-        for _ in range(count):
-            began = time.perf_counter()
-            function()
-            elapsed.append(time.perf_counter() - began)
-        return elapsed
-    events = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(count)]
-    for start, end in events:
-        start.record()
-        function()
-        end.record()
-    torch.cuda.synchronize(device)
-    return [start.elapsed_time(end) / 1e3 for start, end in events]
+    return laps(function, device, 2 if small else REPETITIONS)

@@ -1,196 +1,251 @@
 """Everything worth measuring on a GPU, in one command, while there is one.
 
-    python -m bench.harvest --minutes 9 --out DIR [--data-dir DATA] [--dataset cifar100] [--parts PART ...]
+    python -m bench.harvest --minutes 10 --out DIR [--data-dir DATA] [--dataset cifar100] [--parts PART ...]
     python -m bench.harvest --dry-run --out DIR
 
-In this order: ceilings of the device, correctness of all kernels, their times, the waterfall of switches, throughput
-against timm, the profile of one step, and accuracy (development split) with the time that is left. Each part runs in a
-process of its own and has a share of the time; what it leaves over goes to the next ones. What it has so far is saved
-as it goes, so that a part that hangs, crashes or is late costs nothing but itself. Needs torch, triton, torchvision and
-timm, no network. --parts names others; "scaling" runs only if it is asked for.
+A list of commands (PARTS), one after the other, each in a process of its own with seconds of its own: it starts
+nothing new when they are over, and is killed with all it started GRACE later. What a part leaves over goes to the next
+ones; the last ones get what is left, perhaps nothing. Every command saves its own result file in DIR whenever it has
+something, so that one that hangs, dies or is late costs nothing but what it was at. All ends MARGIN before the minutes
+are over. Needs torch, triton, torchvision and timm, no network.
 
-One file, DIR/DEVICE/DATE-COMMIT.json, and pictures beside it. Its section "harvest" says how long each part took, and
-why one failed. --dry-run does the same at toy sizes, on a CPU in Triton's interpreter. Exit status 1: a part failed.
+The harvest's own result file says how long each part took and how it ended. --dry-run does the same at toy sizes, on a
+CPU in Triton's interpreter. Exit status 1: a part failed.
 """
 
 from __future__ import annotations
 
-import argparse
+import contextlib
 import os
 import platform
-import shlex
 import shutil
+import signal
 import subprocess
 import sys
+import tempfile
 import time
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
 
-from bench.harvest_process import Outcome, Runner
-from bench.record import Record
-from bench.sections import describe
-from titn.data.dataset import DATASETS
-from titn.data.known import KNOWN, find_known
-from titn.errors import OneLineParser, UserError, command
-from titn.files import write_atomic
-from titn.kernels.common.backend import installed, interpreting
-from titn.training.interrupt import Interrupted, StopRequest
-from titn.training.switches import compile_reasons, select_device
+from bench import options
+from bench.options import Setting
+from bench.record import nvidia_smi
+from bench.report.render import Columns, Table, show
+from titn.data.known import find_known
+from titn.errors import Interrupted, UserError, command
+from titn.kernels.common.backend import installed
+from titn.provenance import ROOT
+from titn.training.interrupt import StopRequest
+from titn.training.switches import compile_reasons
 
 SEED = 2024
-SHARES = {
-    "ceilings": 4, "correctness": 15, "kernels": 20, "waterfall": 12, "throughput": 28, "step_profile": 5,
-    "scaling": 15, "accuracy": 16,
-}  # fmt: skip
-"""Parts in their order, and the time of each relative to the others that run."""
-INTERPRETED = ("correctness", "kernels", "waterfall")
-"""Parts of a dry run that run the Triton kernels, in Triton's interpreter; the others take what a CPU has."""
-USUAL = tuple(name for name in SHARES if name != "scaling")
-PICTURES = {
-    "throughput": "throughput", "waterfall": "waterfall", "scaling": "scaling", "roofline": "kernels",
-    "step_profile": "step_profile", "accuracy": "accuracy",
-}  # fmt: skip
-"""Drawing: the section it needs."""
+MARGIN = 20.0
+GRACE = 10.0
+POLL_SECONDS = 0.2
+LOG_CHARACTERS = 4000
 
 
-def harvest(parts: list[str], minutes: float, runner: Runner, console: Console) -> list[Outcome]:
-    """Run the parts in their order and save everything as it comes.
+@dataclass(frozen=True)
+class Part:
+    """A command of the harvest.
+
+    Attributes:
+        name: as --parts calls it.
+        line: what follows "python -m bench.", with words in braces to fill in.
+        seconds: after which it starts nothing new, where there are ten minutes.
+        before: a program that runs it, with its arguments.
+        interpreted: a dry run has it in Triton's interpreter.
+    """
+
+    name: str
+    line: str
+    seconds: float
+    before: tuple[str, ...] = ()
+    interpreted: bool = True
+
+
+SANITIZER = ("compute-sanitizer", "--error-exitcode", "9", "--tool")
+PARTS = (
+    Part("compile", "warm", 30, interpreted=False),
+    Part("kernels", "kernels --cases paper --dtypes {dtype} --providers triton torch compile", 90),
+    Part("training", "throughput --batch-sizes {batch} --rounds {rounds} --profile", 190, interpreted=False),
+    Part("racecheck", "kernels --check --dry-run", 20, (*SANITIZER, "racecheck")),
+    Part("initcheck", "kernels --check --dry-run", 20, (*SANITIZER, "initcheck")),
+    Part("waterfall", "waterfall --rounds {rounds}", 60),
+    Part("rivals", "kernels --cases paper --dtypes {dtype}", 40),
+    Part("other-sizes", "kernels --cases others --dtypes {dtype} --providers triton torch compile", 40),
+    Part("other-batches", "throughput --batch-sizes {other_batches} --rounds {rounds}", 50, interpreted=False),
+    Part(
+        "accuracy",
+        "accuracy --dataset {dataset} --data-dir {data_dir} --split development --seeds {seeds} {length} {minutes}",
+        40,
+        interpreted=False,
+    ),
+)
+"""In order of worth: what comes late gets what is left."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a part went: seconds it took and was given, and why it failed (None: it did not), with the end of its log."""
+
+    part: str
+    command: str
+    seconds: float
+    given_seconds: float
+    error: str | None
+    log: str | None
+
+
+def harvest(parts: list[Part], minutes: float, at: Setting, words: dict[str, str], out: Path) -> list[Outcome]:
+    """Run the parts in their order.
 
     Raises:
         Interrupted: SIGINT or SIGTERM came; what was measured is saved.
     """
-    total = 60 * minutes
-    ends = time.monotonic() + total
+    ends = time.monotonic() + 60 * minutes - MARGIN
     outcomes: list[Outcome] = []
-    around = environment(runner.device)
-    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
-    with StopRequest() as stop, Progress(*columns, console=console, transient=True) as progress:
-        bar = progress.add_task("", total=total)
-
-        def tick() -> None:
-            progress.update(bar, completed=total - (ends - time.monotonic()))
-            if stop.received is not None:
-                raise Interrupted(stop.received, f"stopped; what was measured is in {runner.record.path}")
-
+    around = environment(at.device)
+    with StopRequest() as stop:
         for index, part in enumerate(parts):
-            left = ends - time.monotonic()
-            budget = max(0.0, left * SHARES[part] / sum(SHARES[each] for each in parts[index:]))
-            progress.update(bar, description=f"{part}, up to {budget:.0f} s")
-            outcome = runner.run(part, budget, ends, tick)
+            left = ends - time.monotonic() - GRACE
+            weight = part.seconds / sum(each.seconds for each in parts[index:])
+            # early parts have their own seconds where the minutes allow, and the late ones share what is over
+            given = min(max(part.seconds, left * weight), left)
+            if given < 1:
+                outcome = Outcome(part.name, "", 0.0, 0.0, "there was no time left for it", None)
+            else:
+                outcome = run(part, given, at, words, out, stop)
             outcomes.append(outcome)
-            told = {"minutes": minutes, "environment": around, "parts": [asdict(each) for each in outcomes]}
-            runner.record.add("harvest", told)
-            words = "FAILED" if outcome.error else "done"
-            progress.console.print(f"{part}: {outcome.seconds:.1f} s of {budget:.0f} s, {words}", highlight=False)
+            at.save(
+                "harvest", {"minutes": minutes, "environment": around, "parts": [asdict(each) for each in outcomes]}
+            )
+            at.say(f"{part.name}: {outcome.seconds:.1f} s of {given:.0f} s, {outcome.error or 'done'}")
     return outcomes
+
+
+def run(part: Part, seconds: float, at: Setting, words: dict[str, str], out: Path, stop: StopRequest) -> Outcome:
+    """Run one part; it and whatever it started are killed GRACE after its seconds."""
+    line = [
+        *part.line.format(minutes=f"{0.9 * seconds / 60:.2f}", **words).split(),
+        "--device",
+        str(at.device),
+        "--out",
+        str(out),
+    ]
+    line += ["--seconds", f"{seconds:.1f}", *(["--dry-run"] if at.small and "--dry-run" not in line else [])]
+    name = " ".join(["python -m", f"bench.{line[0]}", *line[1:]])
+    if part.before and (at.device.type != "cuda" or shutil.which(part.before[0]) is None):
+        why = f"{part.before[0]} needs a GPU" if at.device.type != "cuda" else f"{part.before[0]} is not installed"
+        return Outcome(part.name, name, 0.0, seconds, None, f"left out: {why}")
+    began = time.monotonic()
+    with tempfile.TemporaryFile("w+", errors="replace") as log:
+        process = subprocess.Popen(
+            [*part.before, sys.executable, "-m", f"bench.{line[0]}", *line[1:]],
+            cwd=ROOT, env=_environment(at.small and at.device.type == "cpu" and part.interpreted),
+            stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
+        )  # fmt: skip
+        try:
+            while process.poll() is None and time.monotonic() - began < seconds + GRACE:
+                if stop.received is not None:
+                    raise Interrupted(stop.received, f"stopped in {part.name}; what was measured is in {out}")
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(POLL_SECONDS)
+            status = process.poll()
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        log.seek(0)
+        text = log.read()[-LOG_CHARACTERS:]
+    error = _why(status, text)
+    return Outcome(
+        part.name, name, round(time.monotonic() - began, 1), round(seconds, 1), error, text if error else None
+    )
+
+
+def _environment(interpreted: bool) -> dict[str, str]:
+    """Ours, with the variable that Triton reads at its import."""
+    kept = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    return kept | {"PYTHONUNBUFFERED": "1"} | ({"TRITON_INTERPRET": "1"} if interpreted else {})
+
+
+def _why(status: int | None, log: str) -> str | None:
+    """Why a process failed, by its exit status (None: it had to be killed); None if it did not."""
+    if status is None:
+        return "killed when its time was over"
+    if status < 0:
+        return f"the process ended with {signal.Signals(-status).name}"
+    lines = [line.strip() for line in log.splitlines() if line.strip()]
+    return (lines or [f"the process ended with {status}"])[-1][:300] if status else None
 
 
 def environment(device: torch.device) -> dict[str, Any]:
     """What a reader may want to know beyond the device and the versions."""
     relevant = ("CUDA_", "NVIDIA_TF32", "OMP_", "PYTORCH_", "TORCH", "TRITON_")
+    clocks = ("clocks.max.sm", "clocks.max.mem", "clocks.sm", "power.limit", "persistence_mode", "mig.mode.current")
     return {
         "platform": platform.platform(),
         "processors": os.cpu_count(),
         "compile_reasons": compile_reasons(device),
         "variables": {name: value for name, value in sorted(os.environ.items()) if name.startswith(relevant)},
-        "nvidia_smi": _nvidia_smi() if device.type == "cuda" else None,
+        "nvidia_smi": nvidia_smi(*clocks) if device.type == "cuda" else None,
     }
 
 
-def _nvidia_smi() -> dict[str, str] | None:
-    """Clocks, power limit and MIG mode of the first GPU; None where there is no nvidia-smi."""
-    names = ("clocks.max.sm", "clocks.max.mem", "clocks.sm", "power.limit", "persistence_mode", "mig.mode.current")
-    query = ["nvidia-smi", f"--query-gpu={','.join(names)}", "--format=csv,noheader"]
+def at_hand(dataset: str | None, data_dir: Path, at: Setting) -> str:
+    """The data set of the accuracy part: the one asked for, else CIFAR-100 where it is at hand, else digits."""
+    if dataset is not None or at.small:
+        return dataset or "digits"
     try:
-        line = subprocess.run(query, capture_output=True, text=True, check=True, timeout=20).stdout.split("\n")[0]
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return dict(zip(names, map(str.strip, line.split(",")), strict=False))
+        find_known("cifar100", data_dir)
+    except UserError as error:
+        at.say(f"accuracy on digits, since CIFAR-100 is not at hand: {error}")
+        return "digits"
+    return "cifar100"
 
 
-def draw(record: Record) -> list[Path]:
-    """Pictures of the sections that were measured, beside the result file."""
-    from bench.charts import drawable, svg
-
-    sections = record.content["sections"]
-    measured = {name: data for name, data in sections.items() if not (isinstance(data, dict) and "error" in data)}
-    data = {"device": describe(record.content["device"]), **measured}
-    if "accuracy" in measured:
-        data["accuracy"] = [measured["accuracy"]]
-    drawn = []
-    for name, section in PICTURES.items():
-        if section in measured and drawable(name, data):
-            path = record.path.with_name(f"{record.path.stem}-{name}.svg")
-            write_atomic(path, svg(name, data) or "")
-            drawn.append(path)
-    return drawn
-
-
-def show(outcomes: list[Outcome], console: Console) -> None:
-    """How every part went; what a failed one printed last."""
-    table = Table(title="Harvest")
-    for heading in ("part", "seconds", "of", "restarts", ""):
-        table.add_column(heading, justify="right" if heading in ("seconds", "of", "restarts") else "left")
-    for one in outcomes:
-        words = f"[red]failed: {one.error}[/]" if one.error else "done"
-        table.add_row(one.part, f"{one.seconds:.1f}", f"{one.budget_seconds:.0f}", str(one.restarts or ""), words)
-    for one in outcomes:
-        if one.log:
-            console.print(f"The last lines of {one.part}:", style="bold")
-            console.print("\n".join(one.log.splitlines()[-15:]), markup=False, highlight=False, style="dim")
-    console.print(table, highlight=False)
-
-
-def _options(argv: list[str] | None) -> argparse.Namespace:
-    parser = OneLineParser(prog="python -m bench.harvest", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--minutes", type=float, default=9.0, help="all of it takes at most so long (default: 9)")
-    parser.add_argument("--out", type=Path, required=True, help="folder of the result file and the pictures")
-    parser.add_argument("--data-dir", type=Path, default=Path("data"), help="where the data set of accuracy lies")
-    parser.add_argument("--dataset", choices=DATASETS, help="of accuracy (default: cifar100, in a dry run digits)")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
-    parser.add_argument("--parts", nargs="+", choices=tuple(SHARES), default=USUAL, help=f"default: {' '.join(USUAL)}")
-    parser.add_argument("--dry-run", action="store_true", help="toy sizes on the CPU in Triton's interpreter")
-    options = parser.parse_args(argv)
-    if not options.minutes > 0:
-        raise UserError(f"--minutes must be above 0, not {options.minutes:g}")
-    if not installed("triton"):
-        raise UserError("the package triton is not installed; install it with: pip install triton")
-    if options.dry_run and options.device not in ("auto", "cpu"):
-        raise UserError(f"--dry-run runs on the CPU, not on {options.device}; leave out --device")
-    if interpreting() and not options.dry_run:
-        raise UserError("TRITON_INTERPRET=1 is set; unset it, or use --dry-run")
-    options.dataset = options.dataset or ("digits" if options.dry_run else "cifar100")
-    if "accuracy" in options.parts and options.dataset in KNOWN:
-        find_known(options.dataset, options.data_dir)
-    return options
+COLUMNS: Columns = [
+    ("part", lambda one: one.part),
+    ("seconds:", lambda one: f"{one.seconds:.1f}"),
+    ("of:", lambda one: f"{one.given_seconds:.0f}"),
+    ("", lambda one: f"failed: {one.error}" if one.error else one.log or "done"),
+]
 
 
 @command
 def main(argv: list[str] | None = None) -> None:
-    options = _options(argv)
-    device = torch.device("cpu") if options.dry_run else select_device(options.device)
-    line = shlex.join(["python", "-m", "bench.harvest", *(sys.argv[1:] if argv is None else argv)])
-    record = Record(line, device, SEED, options.out.resolve(), dry_run=options.dry_run)
-    console = Console(width=None if os.isatty(1) else max(120, shutil.get_terminal_size().columns))
-    runner = Runner(
-        record, device, options.dataset, str(options.data_dir.resolve()), options.dry_run,
-        interpreted=INTERPRETED if options.dry_run else (),
-    )  # fmt: skip
-    parts = [name for name in SHARES if name in options.parts]
-    outcomes = harvest(parts, options.minutes, runner, console)
-    written = [record.path, *draw(record)]
-    show(outcomes, console)
-    size = sum(path.stat().st_size for path in written) / 2**20
-    console.print(f"written to {record.path} and {len(written) - 1} pictures beside it, {size:.2f} MiB", soft_wrap=True)
-    failed = [one.part for one in outcomes if one.error]
-    if failed:
-        console.print(f"failed: {', '.join(failed)}", style="red")
+    parser = options.parser("harvest", __doc__)
+    names = tuple(part.name for part in PARTS)
+    parser.add_argument("--minutes", type=float, default=10.0, help="all of it takes at most so long (default: 10)")
+    parser.add_argument("--data-dir", type=Path, default=Path("data"), help="where the data set of accuracy lies")
+    parser.add_argument("--dataset", help="of accuracy (default: cifar100 where it is at hand, else digits)")
+    parser.add_argument("--parts", nargs="+", choices=names, default=names, help=f"default: {' '.join(names)}")
+    given, at = options.start(parser, argv, seed=SEED)
+    if not installed("triton"):
+        raise UserError("the package triton is not installed; install it with: pip install triton")
+    words = {
+        "dtype": "fp16" if at.small else "bf16",
+        "batch": "2" if at.small else "1024",
+        "other_batches": "3" if at.small else "256 4096 64",
+        "rounds": "1" if at.small else "9",
+        "dataset": at_hand(given.dataset, given.data_dir, at),
+        "data_dir": str(given.data_dir.resolve()),
+        "seeds": "2" if at.small else "1",
+        "length": "--epochs 1 --minutes" if at.small else "--minutes",
+    }
+    chosen = [part for part in PARTS if part.name in given.parts]
+    outcomes = harvest(chosen, given.minutes, at, words, given.out.resolve())
+    for one in outcomes:
+        if one.error and one.log:
+            at.say(f"\nThe last lines of {one.part}:")
+            at.say("\n".join(one.log.splitlines()[-15:]))
+    show([Table.of(outcomes, COLUMNS, "Harvest")], at.console)
+    at.finish()
+    if any(one.error for one in outcomes):
         raise SystemExit(1)
 
 

@@ -1,4 +1,4 @@
-"""Result files: where a measurement was taken, and its sections; one file a run, rewritten after every section.
+"""Result files: where a measurement was taken, and its sections; one file a command, rewritten as it goes.
 
 Numbers that were taken several times stand in them as `statistic`, errors as `described`.
 """
@@ -27,7 +27,11 @@ PACKAGES = ("torch", "triton", "torchvision", "timm", "xformers", "numpy")
 
 
 class Record:
-    """The result file of one run: `OUT/DEVICE/DATE-COMMIT.json`.
+    """The result file of one command: `OUT/DEVICE/DATE-COMMIT.json`; nothing is written before the first section.
+
+    Its "commit" ends in "+changes" where the checkout has changes that are not committed, and is "unknown" outside of
+    a checkout. "finished" is false until the command has come to its end, "tf32" whether float32 products may be
+    rounded to TF32.
 
     Args:
         command: the command line that takes the measurement, such as "python -m bench.throughput --rounds 9".
@@ -41,7 +45,7 @@ class Record:
         self, command: str, device: torch.device, seed: int, out: Path = RESULTS, *, dry_run: bool = False
     ) -> None:
         self._began = time.perf_counter()
-        now, commit = datetime.now(UTC), source_commit()
+        now, commit = datetime.now(UTC), commit_in_words(source_commit())
         hardware = describe_device(device)
         self.content: dict[str, Any] = {
             "command": command,
@@ -51,17 +55,34 @@ class Record:
             "seed": seed,
             "device": hardware,
             "versions": {**versions(*PACKAGES), "cuda": torch.version.cuda},
+            "tf32": torch.backends.cuda.matmul.allow_tf32 or torch.backends.cudnn.allow_tf32,
             "wall_seconds": 0.0,
+            "finished": False,
             "sections": {},
         }
-        self.path = out / label(hardware) / f"{now:%Y%m%d-%H%M%S}-{commit}.json"
+        names = (f"{now:%Y%m%d-%H%M%S}-{commit}{suffix}.json" for suffix in ("", *map("-{}".format, range(2, 100))))
+        paths = (out / label(hardware) / name for name in names)
+        self.path = next(path for path in paths if not path.exists())
 
-    def add(self, section: str, found: Any) -> None:
-        """Add (or replace) a section and write the file; `found` is JSON without NaN or infinity."""
-        self.content["sections"][section] = found
+    def add(self, section: str, data: Any) -> None:
+        """Add (or replace) a section and write the file; `data` is JSON without NaN or infinity."""
+        self.content["sections"][section] = data
+        self._write()
+
+    def finish(self) -> None:
+        """Say in the file that it is complete."""
+        self.content["finished"] = True
+        self._write()
+
+    def _write(self) -> None:
         self.content["wall_seconds"] = round(time.perf_counter() - self._began, 1)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(self.path, json.dumps(self.content, indent=1, allow_nan=False) + "\n")
+
+
+def commit_in_words(commit: str | None) -> str:
+    """What `source_commit` found: "6f76b15a8a8b", "6f76b15a8a8b+changes", or "unknown" outside of a checkout."""
+    return "unknown" if commit is None else re.sub(r"\+$", "+changes", commit)
 
 
 def statistic(values: Sequence[float]) -> dict[str, Any]:
@@ -92,7 +113,7 @@ def describe_device(device: torch.device) -> dict[str, Any]:
             "memory_bytes": properties.total_memory,
             "capability": f"{properties.major}.{properties.minor}",
             "multiprocessors": properties.multi_processor_count,
-            "driver": _driver(),
+            "driver": nvidia_smi("driver_version").get("driver_version"),
         }
     return {
         "type": "cpu",
@@ -113,17 +134,19 @@ def label(hardware: dict[str, Any]) -> str:
     return re.sub(r"[^A-Za-z0-9]+", "-", " ".join(words)).strip("-")
 
 
+def nvidia_smi(*names: str) -> dict[str, str]:
+    """Fields of `nvidia-smi --query-gpu` of the first GPU, by name; empty where there is no nvidia-smi."""
+    query = ["nvidia-smi", f"--query-gpu={','.join(names)}", "--format=csv,noheader"]
+    try:
+        line = subprocess.run(query, capture_output=True, text=True, check=True, timeout=20).stdout.split("\n")[0]
+    except (OSError, subprocess.SubprocessError):
+        return {}
+    return dict(zip(names, map(str.strip, line.split(",")), strict=False))
+
+
 def _cpu_name() -> str:
     try:
         found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
     except OSError:
         found = None
     return found[1].strip() if found else platform.machine()
-
-
-def _driver() -> str | None:
-    query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-    try:
-        return subprocess.run(query, capture_output=True, text=True, check=True).stdout.split("\n")[0].strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None

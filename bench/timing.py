@@ -1,20 +1,70 @@
-"""Times of short operations: rotated inputs, medians with their spread, with and without launch overhead."""
+"""The one timer: seconds of calls on a device, as launched and replayed from a CUDA graph; memory that a call needs."""
 
 from __future__ import annotations
 
+import os
 import time
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
+from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
 
 from bench.record import described
 
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 WARM_UPS, REPETITIONS = 3, 30
 GPU_SECONDS, FEWEST = 0.2, 5  # fewer repetitions where they would take longer, but not fewer than these
 CPU_SECONDS, CPU_REPETITIONS = 0.5, 5  # stop after so long, but not before so many calls
 
 Times = dict[str, Any]
+
+
+class EmptyGraph(RuntimeError):
+    """A capture that recorded nothing: the work went to another device or stream."""
+
+
+def on(device: torch.device) -> AbstractContextManager[Any]:
+    """Within, `device` is the current GPU, so that streams, events and graphs are its own."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait for what was launched."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def require_answer(device: torch.device) -> None:
+    """Raise RuntimeError where a fault (an illegal address, say) has left the device of no use to this process."""
+    if device.type == "cuda":
+        try:
+            torch.ones(1, device=device).add_(1).item()
+        except RuntimeError as error:
+            raise RuntimeError(f"{device} answers nothing any more in this process: {described(error)}") from None
+
+
+def laps(call: Callable[[], Any], device: torch.device, count: int = 1) -> list[float]:
+    """Seconds of each of `count` calls in a row; on a GPU between events, which count the waiting for launches."""
+    if device.type != "cuda":
+        elapsed = []
+        for _ in range(count):
+            began = time.perf_counter()
+            call()
+            elapsed.append(time.perf_counter() - began)
+        return elapsed
+    with on(device):
+        torch.cuda.synchronize(device)
+        events = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(count)]
+        for start, end in events:
+            start.record()
+            call()
+            end.record()
+        torch.cuda.synchronize(device)
+        return [start.elapsed_time(end) / 1e3 for start, end in events]
 
 
 def microseconds(
@@ -25,7 +75,7 @@ def microseconds(
     Returns:
         As Python launches it (on a GPU from events around all sets, on a CPU the wall time of single calls), and as a
         CUDA graph of all sets replays it, without launch overhead, or {"error": why there is none}. Each has median,
-        p10, p90 and repetitions. `small`: one call on a CPU.
+        p10, p90 and repetitions. `small`: one call.
     """
     if device.type != "cuda":
         return _on_cpu(function, sets, small), {"error": "no GPU"}
@@ -34,65 +84,94 @@ def microseconds(
         for inputs in sets:
             function(inputs)
 
-    launched = _on_gpu(everything, len(sets))
+    launched = _on_gpu(everything, len(sets), device, small)
     try:
-        graph = _on_gpu(captured(everything).replay, len(sets))
+        graph = _on_gpu(captured(everything, device).replay, len(sets), device, small)
     except Exception as error:
-        torch.cuda.synchronize()
+        synchronize(device)
         graph = {"error": described(error)}
     return launched, graph
 
 
 def _on_cpu(function: Callable[[Any], Any], sets: Sequence[Any], small: bool) -> Times:
     if small:
-        sets = sets[:1]
-    else:
-        function(sets[0])
+        return _summary(laps(lambda: function(sets[0]), torch.device("cpu")))
+    function(sets[0])
     elapsed: list[float] = []
-    began = time.perf_counter()
-    while True:
-        for inputs in sets:
-            start = time.perf_counter()
-            function(inputs)
-            elapsed.append((time.perf_counter() - start) * 1e6)
-            enough = small or len(elapsed) >= REPETITIONS or time.perf_counter() - began > CPU_SECONDS
-            if enough and len(elapsed) >= (1 if small else CPU_REPETITIONS):
-                return _summary(elapsed)
+    while len(elapsed) < REPETITIONS and (len(elapsed) < CPU_REPETITIONS or sum(elapsed) < CPU_SECONDS):
+        inputs = sets[len(elapsed) % len(sets)]
+        elapsed += laps(lambda inputs=inputs: function(inputs), torch.device("cpu"))  # type: ignore[misc]
+    return _summary(elapsed)
 
 
-def _on_gpu(everything: Callable[[], Any], count: int) -> Times:
-    for _ in range(WARM_UPS):
+def _on_gpu(everything: Callable[[], Any], count: int, device: torch.device, small: bool) -> Times:
+    for _ in range(0 if small else WARM_UPS):
         everything()
-    torch.cuda.synchronize()
-    began = time.perf_counter()
-    everything()
-    torch.cuda.synchronize()
-    repetitions = max(FEWEST, min(REPETITIONS, int(GPU_SECONDS / (time.perf_counter() - began))))
-    events = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(repetitions)]
-    for start, end in events:
-        start.record()
-        everything()
-        end.record()
-    torch.cuda.synchronize()
-    return _summary([start.elapsed_time(end) * 1e3 / count for start, end in events])
+    (once,) = laps(everything, device)
+    repetitions = 1 if small else max(FEWEST, min(REPETITIONS, int(GPU_SECONDS / max(once, 1e-9))))
+    return _summary([seconds / count for seconds in laps(everything, device, repetitions)])
 
 
-def captured(everything: Callable[[], None]) -> torch.cuda.CUDAGraph:
-    """`everything` as a CUDA graph, after the warm-up on a side stream that capture asks for."""
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        for _ in range(3):
+def captured(everything: Callable[[], Any], device: torch.device) -> torch.cuda.CUDAGraph:
+    """`everything` as a CUDA graph on `device`, after the warm-up on a side stream that capture asks for.
+
+    Raises:
+        EmptyGraph: nothing was launched on the device while capturing.
+    """
+    with on(device), warnings.catch_warnings(record=True) as notes:
+        warnings.simplefilter("always")
+        side = torch.cuda.Stream(device)
+        side.wait_stream(torch.cuda.current_stream(device))
+        with torch.cuda.stream(side):
+            for _ in range(WARM_UPS):
+                everything()
+        torch.cuda.current_stream(device).wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
             everything()
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        everything()
+    if any("graph is empty" in str(note.message).lower() for note in notes):
+        raise EmptyGraph(f"nothing was launched on {device} while its graph was captured")
     return graph
 
 
-def _summary(elapsed: Sequence[float]) -> Times:
-    times = torch.tensor(elapsed, dtype=torch.float64)
+def _summary(seconds: Sequence[float]) -> Times:
+    times = torch.tensor(seconds, dtype=torch.float64) * 1e6
     points = torch.tensor([0.1, 0.5, 0.9], dtype=torch.float64)
     low, median, high = (round(point, 3) for point in times.quantile(points).tolist())
-    return {"median": median, "p10": low, "p90": high, "repetitions": len(elapsed)}
+    return {"median": median, "p10": low, "p90": high, "repetitions": len(seconds)}
+
+
+def peak_growth(call: Callable[[], Any], device: torch.device) -> int:
+    """Most bytes that `call()` holds at once beyond what was allocated before it.
+
+    A GPU's allocator counts them. A CPU's allocations are summed up as torch.profiler records them; what oneDNN and
+    other libraries allocate for themselves is not among them.
+    """
+    if device.type == "cuda":
+        synchronize(device)
+        before = torch.cuda.memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        call()
+        synchronize(device)
+        return torch.cuda.max_memory_allocated(device) - before
+    quiet_profiler()
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        call()
+    assert profiler.profiler is not None and profiler.profiler.kineto_results is not None
+    events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
+    held = peak = 0
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        held += event.nbytes()
+        peak = max(peak, held)
+    return peak
+
+
+def storage_bytes(tensors: Iterable[Tensor]) -> int:
+    """Bytes of the memory behind the tensors, each once."""
+    storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}
+    return sum(storages.values())
+
+
+def quiet_profiler() -> None:
+    """Keep torch.profiler from printing lines of its own, two a profile."""
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")

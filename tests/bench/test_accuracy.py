@@ -1,33 +1,51 @@
 """Accuracy over seeds: the trainings are those of titn.train, the test set stays out of development, time is kept."""
 
-import json
-from dataclasses import replace
-from pathlib import Path
+from __future__ import annotations
 
-import numpy as np
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
-from rich.console import Console
 from safetensors.torch import load_file
 
-from bench import accuracy, rehearsal
-from titn.config import TrainConfig, resolve, settle_batch
+from bench.options import Setting
+from bench.training import accuracy
+from bench.training.accuracy import TOY, Cost
+from titn.config import TrainConfig
 from titn.data.dataset import development_split, load_dataset
 from titn.data.splits import stratified_development_rows
 from titn.errors import UserError
-from titn.network import NetworkSpec
 from titn.train import train
 from titn.training import checkpoint
 from titn.training.run import Run
-from titn.training.switches import select
+from titn.training.switches import compile_reasons
 
 CPU = torch.device("cpu")
-QUIET = Console(quiet=True)
-TOY = TrainConfig(dataset="digits", device="cpu", **accuracy.TOY)
+AT = Setting(CPU, small=True)
+
+
+def toy(runs_dir: Path, **changes: Any) -> TrainConfig:
+    return TrainConfig(
+        **({"dataset": "digits", "device": "cpu", "fast": True, "runs_dir": str(runs_dir)} | TOY | changes)
+    )
 
 
 def last_weights(run: Path) -> dict[str, torch.Tensor]:
     return load_file(Run(run).newest_checkpoint() / checkpoint.MODEL)
+
+
+class Listening(Setting):
+    """Keeps what is saved."""
+
+    def save(self, section: str, data: Any) -> None:
+        SAVED.append(json.loads(json.dumps(data, allow_nan=False)))
+
+
+SAVED: list[dict[str, Any]] = []
 
 
 @pytest.fixture(scope="module")
@@ -36,55 +54,64 @@ def runs_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def saved(runs_dir: Path) -> list[accuracy.Result]:
-    """What a toy measurement of two seeds hands over, seed by seed, and in the end."""
-    steps: list[accuracy.Result] = []
-    found = accuracy.measure(
-        "digits", 30, CPU, data_dir="data", seeds=2, console=QUIET, runs_dir=runs_dir, small=True, save=steps.append
-    )
-    return [*steps, found]
+def saved(runs_dir: Path) -> list[accuracy.Section]:
+    """What a toy measurement of two seeds saves, seed by seed; half an hour is enough for its whole recipe."""
+    SAVED.clear()
+    accuracy.measure(Listening(CPU, small=True), toy(runs_dir), minutes=30, seeds=2)
+    return list(SAVED)
 
 
-def test_a_seed_is_the_training_of_titn_train(saved: list[accuracy.Result], runs_dir: Path, tmp_path: Path) -> None:
-    (teacher,) = runs_dir.glob("teacher-*")
-    config = replace(TOY, fast=True, teacher=str(teacher), runs_dir=str(tmp_path), seed=1)
-    expected = train(config, console=QUIET)
+def test_a_seed_is_the_training_of_titn_train(saved: list[accuracy.Section], runs_dir: Path, tmp_path: Path) -> None:
+    (teacher,) = runs_dir.glob("*small_cnn*")
+    dataset = load_dataset("digits", limit_train=TOY["limit_train"])
+    config = toy(tmp_path, teacher=str(teacher), seed=1, limit_train=None)
+    expected = train(config, console=AT.console, dataset=dataset)
     assert saved[-1]["runs"][1]["top1"] == expected.top1
     (own,) = runs_dir.glob("accuracy-digits-test-*-seed1")
     ours, theirs = last_weights(own), last_weights(Path(expected.run))
     assert all(torch.equal(ours[name], value) for name, value in theirs.items())
 
 
-def test_each_seed_is_written_as_it_ends(saved: list[accuracy.Result]) -> None:
-    first, second, last = saved
-    assert [run["seed"] for run in first["runs"]] == [0]
-    assert first["interval95"] is None
+def test_each_seed_is_saved_as_it_ends(saved: list[accuracy.Section]) -> None:
+    first, second = saved
+    assert [run["seed"] for run in first["runs"]] == [0] and first["interval95"] is None
     assert [run["seed"] for run in second["runs"]] == [0, 1]
-    assert second == last
-    assert last["planned_seeds"] == 2
-    assert last["mean"] == pytest.approx((last["runs"][0]["top1"] + last["runs"][1]["top1"]) / 2)
-    json.dumps(last, allow_nan=False)
+    assert second["planned_seeds"] == 2
+    assert second["mean"] == pytest.approx((second["runs"][0]["top1"] + second["runs"][1]["top1"]) / 2)
+    assert second["epochs"] == TOY["epochs"] and second["note"] == "", "time enough means the whole recipe"
 
 
-def test_time_enough_means_the_whole_recipe(saved: list[accuracy.Result]) -> None:
-    assert saved[-1]["epochs"] == accuracy.TOY["epochs"]
-    assert saved[-1]["note"] == ""
-
-
-def test_the_teacher_is_trained_once_and_shared(saved: list[accuracy.Result], runs_dir: Path) -> None:
-    (teacher,) = runs_dir.glob("teacher-*")
+def test_the_teacher_is_trained_once_and_shared(saved: list[accuracy.Section], runs_dir: Path) -> None:
+    (teacher,) = runs_dir.glob("*small_cnn*")
     result = json.loads((teacher / "result.json").read_text())
     assert saved[-1]["teacher"] == {
-        "name": "small_cnn", "top1": result["top1"], "epochs": 1, "seconds": result["wall_seconds"],
+        "name": "small_cnn", "top1": result["top1"], "epochs": 2, "seconds": result["wall_seconds"],
     }  # fmt: skip
     for run in runs_dir.glob("accuracy-*"):
-        assert Run(run).config().teacher == str(teacher)  # type: ignore[attr-defined]
+        assert Run(run).config().distils_from == str(teacher)
 
 
-def test_settings_name_no_folder(saved: list[accuracy.Result], runs_dir: Path) -> None:
+def test_settings_name_no_folder(saved: list[accuracy.Section], runs_dir: Path) -> None:
     assert str(runs_dir) not in json.dumps(saved[-1])
-    assert saved[-1]["settings"]["teacher"] == "small_cnn"
-    assert saved[-1]["settings"]["fast"] is True
+    assert saved[-1]["settings"]["teacher"] == "small_cnn" and saved[-1]["settings"]["fast"] is True
+
+
+@pytest.mark.skipif(bool(compile_reasons(CPU)), reason="torch.compile cannot run here")
+def test_what_one_seed_compiles_the_next_ones_use(tmp_path: Path) -> None:
+    """Rehearsal, teacher and three students: the compiler sees each network once."""
+    from torch._dynamo.utils import counters
+
+    torch.compiler.reset()
+    config = toy(tmp_path, compile="on", teacher="none", epochs=2, pool="token")
+    graphs: list[int] = []
+
+    class Counting(Setting):
+        def save(self, section: str, data: Any) -> None:
+            graphs.append(counters["stats"]["unique_graphs"])
+
+    accuracy.measure(Counting(CPU, small=True), config, minutes=30, seeds=3)
+    assert graphs[0] > 0 and graphs == [graphs[0]] * 3
+    torch.compiler.reset()
 
 
 @pytest.mark.parametrize(("target", "reached"), [(0.0, True), (1.1, False)])
@@ -92,31 +119,23 @@ def test_time_to_the_target_is_that_of_the_first_epoch_there(
     target: float, reached: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(accuracy.TARGETS, "digits", target)
-    settings = accuracy.TOY | {"teacher": "none", "epochs": 2}
-    found = accuracy.measure(
-        "digits", None, CPU, data_dir="data", seeds=1, console=QUIET, runs_dir=tmp_path, settings=settings
-    )
+    found = accuracy.measure(Setting(CPU), toy(tmp_path, teacher="none"), seeds=1)
     (run,) = tmp_path.glob("accuracy-*")
     lines = Run(run).metrics()
-    assert found["target"] == target
-    assert found["teacher"] is None
+    assert found["target"] == target and found["teacher"] is None
     assert found["runs"][0]["seconds_to_target"] == (lines[0]["seconds"] if reached else None)
     assert found["runs"][0]["top1"] == lines[-1]["test_top1"]
 
 
 def test_development_evaluates_on_training_images_that_are_not_learned(tmp_path: Path) -> None:
-    found = accuracy.measure(
-        "digits", None, CPU, data_dir="data", seeds=1, console=QUIET, runs_dir=tmp_path, small=True, epochs=1,
-        split="development",
-    )  # fmt: skip
-    data = load_dataset("digits", limit_train=accuracy.TOY["limit_train"])
+    found = accuracy.measure(AT, toy(tmp_path), seeds=1, epochs=1, split="development")
+    data = load_dataset("digits", limit_train=TOY["limit_train"])
     held_out = int(stratified_development_rows(data.train_labels).sum())
     for run in tmp_path.iterdir():
         result = json.loads((run / "result.json").read_text())
         assert result["test_images"] == held_out
         assert result["train_images"] == len(data.train_labels) - held_out
-    assert found["split"] == "development"
-    assert found["epochs"] == 1
+    assert (found["split"], found["epochs"]) == ("development", 1)
     assert "shortened to 1" in found["note"]
 
 
@@ -124,17 +143,11 @@ def test_the_development_split_is_a_fixed_stratified_tenth_of_the_training_image
     data = load_dataset("digits")
     split = development_split(data)
     whole = [image.tobytes() for image in data.train_images]
-    parts = [image.tobytes() for image in (*split.train_images, *split.test_images)]
-    assert sorted(parts) == sorted(whole)
-    sizes, held_out = np.bincount(data.train_labels), np.bincount(split.test_labels)
-    assert (np.abs(held_out - sizes / 10) <= 0.5).all()
-    again = development_split(load_dataset("digits"))
-    assert np.array_equal(again.test_images, split.test_images)
-    assert (split.mean, split.std, split.class_names) == (data.mean, data.std, data.class_names)
+    assert sorted(image.tobytes() for image in (*split.train_images, *split.test_images)) == sorted(whole)
+    for label in range(10):
+        assert abs((split.test_labels == label).sum() - (data.train_labels == label).sum() / 10) <= 0.5
+    assert (development_split(load_dataset("digits")).test_images == split.test_images).all()
     assert split.fingerprint != data.fingerprint
-
-
-def test_one_image_a_class_gives_no_development_split() -> None:
     with pytest.raises(UserError, match="two or more"):
         development_split(load_dataset("digits", limit_train=10))
 
@@ -146,56 +159,55 @@ def test_the_interval_is_students() -> None:
     assert accuracy.interval([0.7]) is None
 
 
-def test_epochs_follow_from_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    recipe = resolve(replace(TOY, epochs=50, teacher_epochs=25))
+def test_epochs_follow_from_the_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = toy(tmp_path, epochs=50, teacher_epochs=25, limit_train=None)
     data = load_dataset("digits", limit_train=96)
-    settled = settle_batch(recipe, 96)
-    real = rehearsal.rehearse(settled, select(settled), data, NetworkSpec.of(settled, data).build(), None)
-    assert real.once >= 0
-    assert real.epoch > 0
-    costs = iter([rehearsal.Cost(once=10.0, epoch=4.0), rehearsal.Cost(once=5.0, epoch=3.0)])
-    monkeypatch.setattr(rehearsal, "rehearse", lambda *_: next(costs))
-    deadline = rehearsal.Deadline.after(3)
-    config, student = rehearsal.fit_epochs(recipe, data, 2, deadline, QUIET)
-    # 162 s of 180, less 10 and 2 x 5 s; an epoch of two students and half a teacher takes 2 x 3 + 4 / 2 s
-    assert config.epochs == 17
-    assert config.teacher_epochs in (8, 9)
-    assert student.epoch == 3.0
+    real = accuracy.rehearse(recipe, data)
+    assert all(cost.once >= 0 and cost.epoch > 0 for cost in real)
+    costs = Cost(once=10.0, epoch=4.0), Cost(once=5.0, epoch=3.0)
+    monkeypatch.setattr(accuracy, "rehearse", lambda *_: costs)
+    config, student = accuracy.fit_epochs(recipe, data, 2, time.perf_counter() + 180, AT)
+    # nine tenths of 180 s; an epoch of two students and half a teacher takes 2 x 3 + 4 / 2 s
+    assert (config.epochs, config.teacher_epochs, student) == (20, 10, costs[1])
 
 
-def test_too_little_time_is_an_error_of_the_user(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = ["--dry-run", "--minutes", "0.001", "--device", "cpu", "--runs-dir", str(tmp_path)]
-    with pytest.raises(SystemExit) as stop:
-        accuracy.main([*arguments, "--out", str(tmp_path)])
-    assert stop.value.code == 2
-    assert "too little time for one epoch of 5 seeds" in capsys.readouterr().err
+def test_shortened_trainings_can_be_made() -> None:
+    """The recipe's warm-up must leave room for what follows it, however short a training gets."""
+    for epochs in (1, 2, 7):
+        config = accuracy.shortened(TrainConfig(dataset="digits"), epochs)
+        assert config.warmup_epochs < config.epochs == epochs
+        assert config.teacher_training().epochs == config.teacher_epochs
 
 
-def test_a_seed_that_no_longer_fits_is_left_out(tmp_path: Path) -> None:
-    found = accuracy.measure(
-        "digits", 1e-4, CPU, data_dir="data", seeds=3, console=QUIET, runs_dir=tmp_path, small=True, epochs=1
-    )
-    assert len(found["runs"]) == 1
-    assert "seeds from 1 on left out" in found["note"]
-    assert found["planned_seeds"] == 3
+@pytest.mark.parametrize(
+    ("changes", "arguments", "note"),
+    [
+        ({}, {"minutes": 1e-4, "seeds": 3, "epochs": 1}, "seeds from 1 on left out"),
+        ({"teacher": "none", "lr": 1e30, "warmup_epochs": 0.0, "optimizer": "sgd"}, {"seeds": 1}, "seed 0 failed: "),
+    ],
+)
+def test_what_is_missing_is_named(changes: dict, arguments: dict, note: str, tmp_path: Path) -> None:
+    found = accuracy.measure(AT, toy(tmp_path, **changes), **arguments)
+    assert note in found["note"]
+    assert found["planned_seeds"] == arguments["seeds"]
+    if "failed" in note:
+        assert found["runs"] == [] and found["mean"] is None and "no longer finite" in found["note"]
+    else:
+        assert len(found["runs"]) == 1
 
 
-def test_a_seed_that_diverges_is_named(tmp_path: Path) -> None:
-    settings = accuracy.TOY | {"teacher": "none", "epochs": 1, "lr": 1e30, "warmup_epochs": 0.0, "optimizer": "sgd"}
-    found = accuracy.measure(
-        "digits", None, CPU, data_dir="data", seeds=1, console=QUIET, runs_dir=tmp_path, settings=settings
-    )
-    assert found["runs"] == []
-    assert found["mean"] is None
-    assert found["note"].startswith("seed 0 failed: ")
-    assert "no longer finite" in found["note"]
+def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def run(*arguments: str) -> Callable[[], None]:
+        return lambda: accuracy.main(
+            ["--dry-run", *arguments, "--runs-dir", str(tmp_path / "runs"), "--out", str(tmp_path / "out")]
+        )
 
-
-def test_the_command_writes_the_section(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = ["--dry-run", "--seeds", "1", "--epochs", "1", "--device", "cpu", "--runs-dir", str(tmp_path / "runs")]
-    accuracy.main([*arguments, "--out", str(tmp_path / "out")])
+    run("--seeds", "1", "--epochs", "1")()
     (file,) = (tmp_path / "out").glob("*/*.json")
     section = json.loads(file.read_text())["sections"]["accuracy"]
-    assert section["dataset"] == "digits"
-    assert [run["seed"] for run in section["runs"]] == [0]
+    assert section["dataset"] == "digits" and [run["seed"] for run in section["runs"]] == [0]
     assert "top-1, last epoch" in capsys.readouterr().out
+    with pytest.raises(SystemExit) as stop:
+        run("--minutes", "0.001")()
+    assert stop.value.code == 2
+    assert "too little time for one epoch of 5 seeds" in capsys.readouterr().err

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import io
 import json
 import re
 from pathlib import Path
@@ -10,12 +11,14 @@ from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 
-from bench import report
-from bench.charts import DRAWINGS, fingerprint, svg
 from bench.record import Record, describe_device, label
-from bench.report_text import CHAPTERS
-from bench.sections import read_results
+from bench.report import page as report
+from bench.report.charts import DRAWINGS, fingerprint, svg
+from bench.report.render import LeftOut, Table, markdown, show
+from bench.report.results import read_results
+from bench.report.sections import CHAPTERS, times
 from titn.provenance import ROOT
 
 GPU = {
@@ -122,11 +125,15 @@ def checkout(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def add(checkout: Path, sections: dict[str, Any], day: int, gpu: bool = True, dry_run: bool = False) -> Path:
+def add(
+    checkout: Path, sections: dict[str, Any], day: int, gpu: bool = True, dry_run: bool = False, finished: bool = True
+) -> Path:
     """A result file of the day, written by Record itself and then moved to the device and the time."""
     record = Record("python -m bench.something", torch.device("cpu"), 7, checkout / "scratch", dry_run=dry_run)
     for name, data in sections.items():
         record.add(name, data)
+    if finished:
+        record.finish()
     content = copy.deepcopy(record.content)
     record.path.unlink()
     content |= {"utc": f"2026-11-{day:02}T10:00:00+00:00", "commit": f"{day:012x}"}
@@ -163,20 +170,22 @@ def test_numbers_come_from_the_files(checkout: Path) -> None:
     assert run(checkout) == 0
     training = chapter(checkout, "Training against timm's TNT")
     assert "| 1,024 | titn --fast | 61,234 (55,111 to 73,481) | 2.25 (2.02 to 2.70) | 3.00 | 31.2 | 4.5 |" in training
-    assert "out of memory \\| 79 GiB: titn --fast, 4096 images a step" in training
+    assert "out of memory \\| 79 GiB: titn --fast, 4096 images per step" in training
     steps = chapter(checkout, "One switch after another")
-    assert "| kernels | `--kernels auto` | 20,000 (18,000 to 24,000) | 2.50 | 4.00 | 2.00 |" in steps
+    assert "| bfloat16 | `--amp bf16` | 8,000 (7,200 to 9,600) | 1.60 (1.20 to 2.13) | 1.60 | 5.00 |" in steps
+    assert "| kernels | `--kernels auto` | 20,000 (18,000 to 24,000) | 2.50 (1.88 to 3.33) | 4.00 | 2.00 |" in steps
     assert "no room: CUDA graph" in steps
     assert "790 | 711 | 948 | 5" in chapter(checkout, "Ceilings of the device")
     right = chapter(checkout, "Kernels: are they right?")
     assert "right, 4.0e-03 | skipped | **failed**: RuntimeError: of a kind" in right
     assert "* for a reason: inner_block, a, fp16" in right
     fast = chapter(checkout, "Kernels: how fast?")
-    ours = "| forward | triton | 41.5 (39.4 to 45.7) | 7.0% | compile | 83.0 (78.8 to 91.3) | 166 | 2.00 |"
-    assert ours in fast
-    assert (
-        "| forward and backward | triton | 130 (124 to 143) | 2.2% | compile | 104 (98.8 to 114) | – | 0.80 |" in fast
+    ours = (
+        "| forward | triton | 41.5 (39.4 to 45.7) | 7.0% | compile | 83.0 (78.8 to 91.3) | 166 | 2.00 (1.73 to 2.32) |"
     )
+    assert ours in fast
+    slower = "| triton | 130 (124 to 143) | 2.2% | compile | 104 (98.8 to 114) | – | 0.80 (0.69 to 0.93) |"
+    assert f"| forward and backward {slower}" in fast
     assert "the package xformers is not installed: xformers: inner_block" in fast
     scaling = chapter(checkout, "Scaling")
     sizes = "| batch | 256 | 256 | 7,000 (6,300 to 8,400) | 256.00 | 0.664 |"
@@ -195,9 +204,13 @@ def test_the_readme_begins_with_the_same_table(checkout: Path) -> None:
     readme = (checkout / "README.md").read_text()
     assert readme.startswith("# Mine\n") and readme.endswith("\nrest stays\n") and "\nold\n" not in readme
     assert (
-        "titn --fast, bfloat16, 1,024 images a step | 61,234 images a second, 2.25 times timm's fastest TNT" in readme
+        "titn --fast, bfloat16, 1,024 images per step | 61,234 images per second, 2.25 times timm's fastest TNT"
+        in readme
     )
-    assert "1 of 2 checks right; faster in 1 of 2 cases, 0.80 to 2.00 times | NVIDIA H200" in readme
+    assert (
+        "1 of 2 checks right; clearly faster in 1, clearly slower in 1 of 2 cases, 0.80 to 2.00 times | NVIDIA H200"
+        in readme
+    )
     assert "top-1 72.00%, last epoch, 2 seeds, 95% interval of the mean 71.00% to 73.00%" in readme
     assert "GPU yet" not in readme
     rows = [line for line in readme.splitlines() if line.startswith("| training")]
@@ -224,7 +237,7 @@ def test_a_cpu_result_leaves_the_gpu_line(checkout: Path) -> None:
     add(checkout, SECTIONS, 3, gpu=False)
     assert run(checkout) == 0
     readme = (checkout / "README.md").read_text()
-    assert "Nothing has been timed on a GPU yet." in readme and "61,234 images a second" in readme
+    assert "Nothing has been timed on a GPU yet." in readme and "61,234 images per second" in readme
     assert "fused kernels" not in readme, "a headline of kernels on a CPU"
 
 
@@ -270,11 +283,48 @@ def test_choices_on_a_development_split_are_listed_by_what_distinguishes_them(ch
 
 def test_a_failed_section_is_named(checkout: Path) -> None:
     add(checkout, {"waterfall": {"error": "RuntimeError: lost"}}, 6)
-    parts = [{"part": "kernels", "error": "stopped after 60 s"}]
-    add(checkout, {"kernels": KERNELS, "harvest": {"parts": parts}}, 7)
+    add(checkout, {"kernels": KERNELS, "harvest": {"parts": []}}, 7, finished=False)
     assert run(checkout) == 0
     assert "The newest measurement failed: RuntimeError: lost" in chapter(checkout, "One switch after another")
-    assert "Failed in part: stopped after 60 s." in chapter(checkout, "Kernels: how fast?")
+    assert "Not complete: the command was stopped before its end." in chapter(checkout, "Kernels: how fast?")
+
+
+def test_an_interval_that_spans_one_is_no_gain(checkout: Path) -> None:
+    assert times({"median": 1.19, "low": 0.85, "high": 1.43}) == "no clear difference (0.85 to 1.43)"
+    assert times({"median": 1.19, "low": 1.01, "high": 1.43}) == "1.19 (1.01 to 1.43)"
+    data = copy.deepcopy(THROUGHPUT)
+    data["rows"][2]["ratio_to_timm"] = {"median": 1.2, "low": 0.9, "high": 1.5, "repetitions": 9}
+    near = [kernel("triton", 80.0), kernel("compile", 83.0)]
+    add(checkout, {"throughput": data, "kernels": near}, 3)
+    assert run(checkout) == 0
+    readme = (checkout / "README.md").read_text()
+    assert "61,234 images per second, no clear difference to timm's fastest TNT (0.90 to 1.50 over 9" in readme
+    assert "clearly faster in 0, clearly slower in 0 of 1 cases" in readme
+    assert "| no clear difference (0.90 to 1.20) |" in chapter(checkout, "Kernels: how fast?")
+
+
+def test_what_is_wrong_is_shown_with_its_time_and_is_no_gain(checkout: Path) -> None:
+    rows = [kernel("triton", 20.0, wrong="its errors are 1.0"), kernel("compile", 83.0)]
+    add(checkout, {"kernels": rows}, 3)
+    assert run(checkout) == 0
+    text = chapter(checkout, "Kernels: how fast?")
+    assert "| triton (**wrong**) | 20.0 (19.0 to 22.0) |" in text
+    assert "its errors are 1.0: triton: inner_block" in text
+    assert "clearly faster" not in page(checkout)
+
+
+def test_one_description_serves_terminal_and_markdown() -> None:
+    blocks = [
+        Table.of([{"a": "x|y <z>", "b": "–"}], [("name", lambda r: r["a"]), ("none:", lambda r: r["b"])], "all of it"),
+        LeftOut.of("Not timed", [("one", "no [red]GPU"), ("two", None), ("one", "no [red]GPU")]),
+    ]
+    console = Console(file=io.StringIO(), width=80)
+    show(blocks, console)
+    printed = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "x|y <z>" in printed and "none" not in printed and "not timed: one: no [red]GPU" in printed
+    written = "\n".join(markdown(blocks))
+    assert "| x\\|y &lt;z> |" in written and "none" not in written
+    assert "<summary>Not timed: 1, with the reasons</summary>\n\n* no [red]GPU: one" in written
 
 
 def test_check_names_what_is_old(checkout: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,14 +10,14 @@ import pytest
 import torch
 from torch import nn
 
-from bench.launches import CASES, as_is
+from bench.kernels.launches import CASES, as_is
 from titn.kernels.common.backend import installed
 from titn.provenance import ROOT
 from titn.training.switches import compile_reasons
 
 COMPILED = """
 import json, torch
-from bench.launches import CASES, compiled
+from bench.kernels.launches import CASES, compiled
 build, shape = CASES["outer block"]
 print(json.dumps(compiled(build("torch"), torch.randn(shape, requires_grad=True))))
 """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import itertools
 import json
 import os
 import subprocess
@@ -12,28 +13,30 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench import tune, tune_rows
+from bench.kernels import tune
+from bench.options import Setting
 from titn.errors import UserError
 from titn.kernels.common.configurations import CONFIGURATIONS, configuration
+from titn.provenance import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 CPU = torch.device("cpu")
 COMPILE = """
 import json
-from bench import tune
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
+from bench.kernels import tune
 found = {(t.kernel, t.widths): t for t in tune.targets(tune.OPERATIONS, small=False)}
 narrow, wide = found["inner_block.forward", "16"], found["inner_block.mlp_backward", "32"]
-now = narrow.candidates(90)[0]
-if __name__ == "__main__":
-    print(json.dumps([
-        tune.compiled(narrow, [now, {**now, "programs": 6}, {**now, "num_warps": 3}], 90),
-        tune.refusal(wide, {**wide.candidates(90)[0], "parts": 1}, 90),
-    ]))
+few = {"num_warps": (3, 4), "resident_slices": (2, 9), "resident_blocks": (9,), "programs": (4, 6)}
+narrow = replace(narrow, choices=few)
+with ProcessPoolExecutor(1) as pool:
+    row = tune.shortlist(narrow, 90, pool)
+print(json.dumps([row, tune.judge(wide, {**wide.candidates(90)[0], "parts": 1}, 90)]))
 """
 
 
 def test_dry_run_tries_two_candidates_and_writes_no_row(tmp_path: Path) -> None:
-    before = tune_rows.TABLE.read_bytes()
+    before = tune.TABLE.read_bytes()
     command = [sys.executable, "-m", "bench.tune", "--dry-run", "--out", str(tmp_path)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -46,23 +49,40 @@ def test_dry_run_tries_two_candidates_and_writes_no_row(tmp_path: Path) -> None:
     assert settings[0] == configuration("inner_block.forward", "16", 0) and settings[1] != settings[0]
     assert all(candidate["us"]["median"] > 0 for candidate in row["candidates"]), row
     assert row["best"] in settings
-    assert tune_rows.TABLE.read_bytes() == before
+    assert tune.TABLE.read_bytes() == before
 
 
-def test_the_compiler_rules_out_what_spills_or_fails(tmp_path: Path) -> None:
+def test_the_compiler_rules_out_what_spills_or_fails_and_ranks_the_rest() -> None:
     """Without a GPU and without the interpreter; the sums of all parts at once need more registers than there are."""
-    script = tmp_path / "compile.py"
-    script.write_text(COMPILE)
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    environment["PYTHONPATH"] = str(ROOT)
     done = subprocess.run(
-        [sys.executable, str(script)], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+        [sys.executable, "-c", COMPILE], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
-    narrow, wide = json.loads(done.stdout.splitlines()[-1])
-    assert narrow[:2] == [None, None], "what is shipped and only its grid changed"
-    assert "Error" in narrow[2], "three warps are no power of two"
-    assert wide.startswith("spills: ")
+    row, spilled = json.loads(done.stdout.splitlines()[-1])
+    current, *others = row["candidates"]
+    assert current["settings"] == configuration("inner_block.forward", "16", 90) and current["instructions"] > 0
+    assert len(others) == 7
+    for other in others:
+        if other["settings"]["num_warps"] == 3:
+            assert "Error" in other["reason"], "three warps are no power of two"
+        elif other["settings"]["resident_slices"] == 9:
+            assert other["instructions"] == current["instructions"], "only the grid changed"
+    assert spilled.startswith("spills: ")
+
+
+def test_the_likeliest_few_are_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    target = tune.targets(["inner_block"], small=True)[0]
+    verdicts = itertools.cycle([9.0, "spills: 8 bytes per thread", 3.0, 5.0])
+    monkeypatch.setattr(tune, "_judge", lambda _: next(verdicts))
+
+    class Pool:
+        map = staticmethod(map)
+
+    row = tune.shortlist(target, 90, Pool())  # type: ignore[arg-type]
+    left = [candidate for candidate in row["candidates"] if "reason" not in candidate]
+    assert left[0] == row["candidates"][0], "the row in use is timed whatever it needs"
+    assert len(left) == tune.MOST + 1 and {one["instructions"] for one in left[1:]} == {3.0}
 
 
 def test_every_target_is_a_row_that_its_choices_fill() -> None:
@@ -78,7 +98,9 @@ def test_a_wrong_candidate_has_no_time(monkeypatch: pytest.MonkeyPatch) -> None:
     verdicts = iter([{"ok": True}, {"ok": False, "errors": [1.0]}])
     monkeypatch.setattr(tune, "check", lambda *_: next(verdicts))
     target = tune.targets(["inner_block"], small=True)[0]
-    row = tune.tuned(target, CPU, 0, small=True)
+    head = {"kernel": target.kernel, "widths": target.widths, "architecture": 0}
+    two = [{"settings": dict(settings)} for settings in target.candidates(0)[:2]]
+    row = tune.timed(target, head | {"candidates": two}, Setting(CPU, small=True))
     assert "us" in row["candidates"][0] and row["candidates"][1]["reason"] == "its results are wrong"
     assert row["best"] == row["candidates"][0]["settings"]
 
@@ -86,21 +108,21 @@ def test_a_wrong_candidate_has_no_time(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_row_holds_for_a_moment() -> None:
     before = dict(CONFIGURATIONS)
     key = ("inner_block.forward", "16", 90)
-    with tune_rows.installed_row(key, {"num_warps": 8}):
+    with tune.installed_row(key, {"num_warps": 8}):
         assert configuration(*key) == {"num_warps": 8}
     assert before == CONFIGURATIONS
 
 
 def test_rows_are_written_between_the_markers(tmp_path: Path) -> None:
     there = '    ("c", "1", 80): {"num_warps": 8},\n'
-    text = f"TABLE = {{\n    # first\n{tune_rows.BEGIN}{there}{tune_rows.END}}}\nREST = 1\n"
+    text = f"TABLE = {{\n    # first\n{tune.BEGIN}{there}{tune.END}}}\nREST = 1\n"
     long = {"num_warps": 4, "resident": 1, "shared_sums": 0, "parts": 1, "programs": 2}
     rows = {("b.attention_backward", "16", 90): long, ("a.forward", "16", 80): {"num_warps": 4}}
-    written = tune_rows.with_rows(text, rows)
+    written = tune.with_rows(text, rows)
     table = ast.literal_eval(written.partition("= ")[2].partition("REST")[0])
     assert table == {**rows, ("c", "1", 80): {"num_warps": 8}} and list(table) == sorted(table)
     assert written.startswith("TABLE = {\n    # first\n") and written.endswith("}\nREST = 1\n")
-    assert tune_rows.with_rows(written, rows) == written
+    assert tune.with_rows(written, rows) == written
     path = tmp_path / "table.py"
     path.write_text(written)
     check = [sys.executable, "-m", "ruff", "format", "--check", "--line-length", "120", str(path)]
@@ -109,13 +131,14 @@ def test_rows_are_written_between_the_markers(tmp_path: Path) -> None:
 
 def test_a_table_without_markers_is_left_alone() -> None:
     with pytest.raises(UserError, match="no markers"):
-        tune_rows.with_rows("TABLE = {}\n", {})
+        tune.with_rows("TABLE = {}\n", {})
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--dry-run", "--write"], "measures nothing"),
+        (["--dry-run", "--compile"], "measures nothing"),
         (["--operation", "short_attention"], "invalid choice"),
         ([], "unset it, or use --dry-run"),
     ],

@@ -1,0 +1,489 @@
+"""The sections of result files: what each compares with what, its columns, and what its rows have in common.
+
+A view takes a section's data and gives the blocks that `bench.report.render` prints or writes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from bench.report.render import NONE, Block, Columns, LeftOut, Row, Table
+from titn.report.style import shorten
+
+FAST = "titn --fast"
+"""The contender of "throughput" that trains as `--fast` does."""
+
+KINDS = ("products", "attention", "fused kernels", "element-wise", "optimiser", "rest")
+"""Matrix products of libraries; attention of libraries; this project's kernels; element-wise work, reductions, casts
+and copies, compiled or not; the optimiser; and the rest: on a GPU waiting for work, on a CPU Python, autograd and the
+compiler's checks."""
+ARITHMETIC = KINDS[:3]
+"""The kinds that do the operations that are counted as FLOPs."""
+
+
+# Numbers
+
+
+def number(value: float) -> str:
+    """Three significant digits, or all before the decimal point."""
+    if abs(value) >= 100:
+        return f"{value:,.0f}"
+    return f"{value:.1f}" if abs(value) >= 10 else f"{value:#.3g}"
+
+
+def spread(stat: Row, low: str = "low", high: str = "high") -> str:
+    """ "512 (498 to 530)": the median and the extremes, or other quantiles."""
+    return f"{number(stat['median'])} ({number(stat[low])} to {number(stat[high])})"
+
+
+def percent(value: float | None) -> str:
+    return NONE if value is None else f"{value:.1f}%"
+
+
+def gibibytes(size: int | None) -> str:
+    return NONE if size is None else f"{size / 2**30:.2f}"
+
+
+def seconds(value: float | None) -> str:
+    return NONE if value is None else f"{value:,.1f}"
+
+
+def times(ratio: Row | None) -> str:
+    """How many times as fast, with its interval; where that spans 1 no difference is claimed."""
+    if ratio is None:
+        return NONE
+    interval = f"({ratio['low']:.2f} to {ratio['high']:.2f})"
+    return (
+        f"no clear difference {interval}" if ratio["low"] <= 1 <= ratio["high"] else f"{ratio['median']:.2f} {interval}"
+    )
+
+
+def quotient(over: Row, under: Row, low: str = "low", high: str = "high") -> dict[str, float]:
+    """Of two statistics that were not taken in pairs: of their medians, between those of their opposite extremes."""
+    return {
+        "median": over["median"] / under["median"], "low": over[low] / under[high], "high": over[high] / under[low],
+    }  # fmt: skip
+
+
+def interval95(ends: Sequence[float] | None) -> str:
+    """In percent, within what a share can be."""
+    return "one seed: none" if ends is None else f"{100 * max(ends[0], 0):.2f}% to {100 * min(ends[1], 1):.2f}%"
+
+
+# What rows have in common
+
+
+def is_ours(contender: str) -> bool:
+    """Whether a contender of "throughput" or a step of "waterfall" is this project's."""
+    return not contender.startswith("timm")
+
+
+def arithmetic(kinds: Mapping[str, float]) -> float:
+    """Percent of the time in which operations are done that count as FLOPs."""
+    return sum(kinds[name] for name in ARITHMETIC)
+
+
+def elsewhere(kinds: Mapping[str, float]) -> tuple[str, float]:
+    """The kind without arithmetic that takes most, and its percent of the time."""
+    return max(((name, kinds[name]) for name in KINDS if name not in ARITHMETIC), key=lambda one: one[1])
+
+
+def timed(rows: Iterable[Row]) -> dict[tuple[str, str, str, str], list[Row]]:
+    """Rows of "kernels" with a time, by (operation, case, dtype, mode)."""
+    groups: dict[tuple[str, str, str, str], list[Row]] = {}
+    for row in rows:
+        if "us" in row:
+            groups.setdefault((row["operation"], row["case"], row["dtype"], row["mode"]), []).append(row)
+    return groups
+
+
+def kernel_times(row: Row) -> Row:
+    """Times of a row of "kernels": in a CUDA graph, without launch overhead, where there is one."""
+    graph: Row = row.get("graph_us") or {}
+    launched: Row = row["us"]
+    return graph if "median" in graph else launched
+
+
+def kernel_us(row: Row) -> float:
+    """Median microseconds of a row of "kernels"."""
+    return float(kernel_times(row)["median"])
+
+
+def fastest(rows: Sequence[Row], ours: bool) -> Row | None:
+    """The fastest of this project's providers, or of the others, in one group of `timed`; none that is wrong."""
+    right = [row for row in rows if "wrong" not in row and (row["provider"].split()[0] in ("triton", "native")) == ours]
+    return min(right, key=kernel_us, default=None)
+
+
+def kernel_gain(group: Sequence[Row]) -> dict[str, float] | None:
+    """How many times as fast as the fastest rival ours is in one group of `timed`; None where one is missing."""
+    mine, rival = fastest(group, ours=True), fastest(group, ours=False)
+    return quotient(kernel_times(rival), kernel_times(mine), "p10", "p90") if mine and rival else None
+
+
+def fast_throughput(data: Row) -> Row | None:
+    """What `--fast` reaches, at the batch size where it is fastest of those that have a rival in timm."""
+    rows = [row for row in data["rows"] if row["contender"] == FAST and row.get("ratio_to_timm")]
+    return max(rows, key=lambda row: float(row["images_per_second"]["median"]), default=None)
+
+
+def choices(sections: Sequence[Row]) -> list[str]:
+    """For each section "accuracy", in words, the settings that not all of its data set and split share.
+
+    What is None is the recipe's, and not mentioned.
+    """
+    words = []
+    for section in sections:
+        settings = section["settings"]
+        among = [
+            one["settings"] for one in sections if all(one[key] == section[key] for key in ("dataset", "split"))
+        ]  # fmt: skip
+        differing = [name for name in settings if any(other.get(name) != settings[name] for other in among)]
+        named = [f"{name.replace('_', ' ')} {settings[name]}" for name in differing if settings[name] is not None]
+        words.append(", ".join(named))
+    return words
+
+
+# Views
+
+
+def _measured(data: Row) -> list[Row]:
+    return [row for row in data["rows"] if "images_per_second" in row]
+
+
+def _throughput(data: Row) -> list[Block]:
+    columns: Columns = [
+        ("images per step:", lambda row: f"{row['batch_size']:,}"),
+        ("contender", lambda row: row["contender"]),
+        ("images per second:", lambda row: spread(row["images_per_second"])),
+        ("times timm's fastest:", lambda row: times(row["ratio_to_timm"])),
+        ("peak GiB:", lambda row: gibibytes(row["peak_bytes"])),
+        ("first step, s:", lambda row: seconds(row["first_step_seconds"])),
+        ("again, warm caches, s:", lambda row: seconds(row["warm_start_seconds"])),
+    ]
+    left = ((f"{row['contender']}, {row['batch_size']} images per step", row.get("reason")) for row in data["rows"])
+    return [Table.of(_measured(data), columns), LeftOut.of("Not measured", left)]
+
+
+def _waterfall(data: Row) -> list[Block]:
+    rows = _measured(data)
+    steps = [
+        {**row, "to_last": row.get("ratio_to_last") or quotient(row["images_per_second"], last["images_per_second"])}
+        for row, last in zip(rows[1:], rows, strict=False)
+    ]
+    first = {**rows[0], "to_last": None} if rows else None
+    columns: Columns = [
+        ("step", lambda row: row["name"]),
+        ("switch", lambda row: f"`{row['switch']}`" if row["switch"] else ""),
+        ("images per second:", lambda row: spread(row["images_per_second"])),
+        ("times the step before:", lambda row: times(row["to_last"])),
+        (
+            "times the first:",
+            lambda row: number(row["images_per_second"]["median"] / rows[0]["images_per_second"]["median"]),
+        ),
+        ("peak GiB:", lambda row: gibibytes(row["peak_bytes"])),
+    ]
+    left = ((row["name"], row.get("reason")) for row in data["rows"])
+    return [Table.of([first, *steps] if first else [], columns), LeftOut.of("Not measured", left)]
+
+
+def _axis(row: Row) -> str:
+    return str(row["axis"]).replace("_", " ")
+
+
+def _scaling(data: Row) -> list[Block]:
+    rows = _measured(data)
+    columns: Columns = [
+        ("axis", _axis),
+        ("value:", lambda row: f"{row['value']:,}"),
+        ("images per step:", lambda row: f"{row['batch_size']:,}"),
+        ("images per second:", lambda row: spread(row["images_per_second"])),
+        ("peak GiB:", lambda row: gibibytes(row["peak_bytes"])),
+        ("GFLOP per image:", lambda row: number(row["gflops_per_image"])),
+        ("of the product ceiling:", lambda row: percent(row["percent_of_product_ceiling"])),
+        (
+            "time in products:",
+            lambda row: percent(arithmetic(row["percent_by_kind"]) if row["percent_by_kind"] else None),
+        ),
+        ("their share of the ceiling:", lambda row: percent(row["percent_of_ceiling_in_arithmetic"])),
+        (
+            "most other time",
+            lambda row: "{}, {:.0f}%".format(*elsewhere(row["percent_by_kind"])) if row["percent_by_kind"] else NONE,
+        ),
+    ]
+    known = [row for row in rows if row["percent_by_kind"] and row["percent_of_product_ceiling"]]
+    known.sort(key=lambda row: float(row["percent_of_product_ceiling"]))
+    words: list[Block] = []
+    for word, row in (("Farthest from", known[0]), ("Nearest to", known[-1])) if known else ():
+        kinds = row["percent_by_kind"]
+        words.append(
+            f"{word} the ceiling, at {percent(row['percent_of_product_ceiling'])}: {_axis(row)} {row['value']:,}. "
+            f"Products take {arithmetic(kinds):.0f}% of that step and run at "
+            f"{percent(row['percent_of_ceiling_in_arithmetic'])} of the ceiling; of the rest most "
+            "is {}, {:.0f}% of the step.".format(*elsewhere(kinds))
+        )
+    left = ((f"{_axis(row)} {row['value']}", row.get("reason")) for row in data["rows"])
+    return [Table.of(rows, columns), *words, LeftOut.of("Not measured", left)]
+
+
+def _ceilings(data: Row) -> list[Block]:
+    rows = [("copy, GB/s", data["copy_gb_per_s"])]
+    rows += [(f"{name} product, TFLOP/s", stat) for name, stat in data["product_tflops"].items()]
+
+    def figure(key: str) -> Callable[[tuple[str, Row]], str]:
+        return lambda row: number(row[1][key]) if "median" in row[1] else NONE
+
+    columns: Columns = [
+        ("ceiling", lambda row: row[0] + (f": {row[1]['error']}" if "error" in row[1] else "")),
+        ("median:", figure("median")),
+        ("lowest:", figure("low")),
+        ("highest:", figure("high")),
+        ("repeats:", lambda row: str(row[1].get("repetitions", NONE))),
+    ]
+    return [Table.of(rows, columns)]
+
+
+def _verdict(row: Row | None) -> str:
+    if row is None:
+        return NONE
+    if "skipped" in row:
+        return "skipped"
+    if "error" in row:
+        return f"**failed**: {row['error']}"
+    largest = max((error for error in row["errors"] if error is not None), default=None)
+    words = "right" if row["ok"] else "**wrong**" if row["runs_equal"] else "**two runs differ**"
+    return words + ("" if largest is None else f", {largest:.1e}")
+
+
+def _correctness(data: Sequence[Row]) -> list[Block]:
+    cases: dict[tuple[str, str], dict[str, Row]] = {}
+    for row in data:
+        cases.setdefault((row["operation"], row["case"]), {})[row["dtype"]] = row
+    columns: list[tuple[str, Callable[[Any], str]]] = [
+        ("operation", lambda case: case[0][0]),
+        ("case", lambda case: case[0][1]),
+    ]
+    for dtype in dict.fromkeys(row["dtype"] for row in data):
+        columns.append((dtype, lambda case, dtype=dtype: _verdict(case[1].get(dtype))))  # type: ignore[misc]
+    left = ((f"{row['operation']}, {row['case']}, {row['dtype']}", row.get("skipped")) for row in data)
+    return [Table.of(cases.items(), columns), LeftOut.of("Skipped", left)]
+
+
+def _kernels(data: Sequence[Row]) -> list[Block]:
+    """One line per case: ours against the fastest rival; every row and every refusal folded away below."""
+    groups = timed(data)
+    lines = [
+        {
+            "key": key,
+            "ours": fastest(group, ours=True) or next((r for r in group if r["provider"] == "triton"), None),
+            "rival": fastest(group, ours=False),
+            "eager": next((row for row in group if row["provider"] == "torch"), None),
+            "gain": kernel_gain(group),
+        }
+        for key, group in groups.items()
+    ]
+
+    def case(key: tuple[str, str, str, str]) -> str:
+        return f"{key[1]}, {key[2]}"
+
+    def provider(row: Row | None) -> str:
+        return NONE if row is None else row["provider"] + (" (**wrong**)" if "wrong" in row else "")
+
+    def us(row: Row | None) -> str:
+        return NONE if row is None else spread(kernel_times(row), "p10", "p90")
+
+    columns: Columns = [
+        ("operation", lambda line: line["key"][0]),
+        ("case", lambda line: case(line["key"])),
+        ("pass", lambda line: line["key"][3].replace("_", " and ")),
+        ("ours", lambda line: provider(line["ours"])),
+        ("us:", lambda line: us(line["ours"])),
+        ("of the floor:", lambda line: percent(line["ours"].get("percent_of_floor")) if line["ours"] else NONE),
+        ("fastest rival", lambda line: provider(line["rival"])),
+        ("us:", lambda line: us(line["rival"])),
+        ("plain PyTorch us:", lambda line: number(kernel_us(line["eager"])) if line["eager"] else NONE),
+        ("times the fastest rival:", lambda line: times(line["gain"])),
+    ]
+    all_columns: Columns = [
+        ("operation", lambda row: row["operation"]),
+        ("case", lambda row: f"{row['case']}, {row['dtype']}"),
+        ("pass", lambda row: row["mode"].replace("_", " and ")),
+        ("provider", provider),
+        ("us, launched:", lambda row: spread(row["us"], "p10", "p90")),
+        (
+            "us, in a graph:",
+            lambda row: spread(row["graph_us"], "p10", "p90") if "median" in (row.get("graph_us") or {}) else NONE,
+        ),
+        ("of the floor:", lambda row: percent(row.get("percent_of_floor"))),
+        ("peak MiB:", lambda row: NONE if row.get("peak_bytes") is None else f"{row['peak_bytes'] / 2**20:,.1f}"),
+        ("error:", lambda row: NONE if row.get("error_fp64") is None else f"{row['error_fp64']:.1e}"),
+    ]
+    every = [row for group in groups.values() for row in sorted(group, key=kernel_us)]
+    names = [(f"{row['provider']}: {row['operation']}, {row['case']}, {row['dtype']}", row) for row in data]
+    blocks: list[Block] = [
+        Table.of(lines, columns),
+        Table.of(every, all_columns, f"All {len(every)} timed rows"),
+        LeftOut.of("Wrong, and timed all the same", ((what, row.get("wrong")) for what, row in names)),
+        LeftOut.of("Not timed", ((what, row.get("reason") or row.get("error")) for what, row in names)),
+    ]
+    highest = max((row.get("percent_of_floor") or 0.0 for row in every), default=0.0)
+    if highest > 100:
+        blocks.insert(
+            1,
+            f"A floor was beaten ({highest:.0f}%): the device was slower when its ceilings were taken; measure again.",
+        )
+    return blocks
+
+
+def _step_profile(data: Row) -> list[Block]:
+    columns: Columns = [
+        ("kernel", lambda row: f"`{shorten(row['name'], 80)}`"),
+        ("us:", lambda row: number(row["us"])),
+        ("calls:", lambda row: f"{row['calls']:,}"),
+        ("of the step:", lambda row: percent(row["percent"])),
+    ]
+    whole = f"One step of {data['batch_size']:,} images: {number(data['device_us'])} us on the device."
+    return [whole, Table.of(data["rows"], columns)]
+
+
+def _launches(data: Row) -> list[Block]:
+    columns: Columns = [
+        ("of", lambda row: row["case"]),
+        ("as", lambda row: row["way"]),
+        ("forward:", lambda row: f"{row['forward']:,}"),
+        ("backward:", lambda row: f"{row['backward']:,}"),
+        ("together:", lambda row: f"{row['forward'] + row['backward']:,}"),
+    ]
+    return [Table.of(data["rows"], columns)]
+
+
+def _accuracy(sections: Sequence[Row]) -> list[Block]:
+    def reached(runs: Sequence[Row]) -> str:
+        ends = [run["seconds_to_target"] for run in runs if run["seconds_to_target"] is not None]
+        return f"{min(ends):,.0f} to {max(ends):,.0f}, in {len(ends)} of {len(runs)} runs" if ends else "not reached"
+
+    def teacher(one: Row | None) -> str:
+        return NONE if one is None else f"{one['name']}, {100 * one['top1']:.2f}%"
+
+    pairs = list(zip(sections, choices(sections), strict=True))
+    start: list[tuple[str, Callable[[Any], str]]] = [
+        ("data set", lambda pair: pair[0]["dataset"]),
+        ("split", lambda pair: pair[0]["split"]),
+        ("choice", lambda pair: pair[1] or NONE),
+    ]
+    columns: Columns = [
+        *start,
+        ("teacher", lambda pair: teacher(pair[0].get("teacher"))),
+        ("epochs:", lambda pair: str(pair[0]["epochs"])),
+        ("seeds:", lambda pair: f"{len(pair[0]['runs'])} of {pair[0]['planned_seeds']}"),
+        ("top-1, last epoch:", lambda pair: f"{100 * pair[0]['mean']:.2f}%" if pair[0]["runs"] else NONE),
+        ("95% interval of the mean:", lambda pair: interval95(pair[0]["interval95"]) if pair[0]["runs"] else NONE),
+        ("target:", lambda pair: NONE if pair[0]["target"] is None else f"{100 * pair[0]['target']:.2f}%"),
+        ("seconds to target", lambda pair: NONE if pair[0]["target"] is None else reached(pair[0]["runs"])),
+        ("note", lambda pair: pair[0]["note"] or ""),
+    ]
+    runs = [(section, choice, run) for section, choice in pairs for run in section["runs"]]
+    run_columns: Columns = [
+        *start,
+        ("seed:", lambda each: str(each[2]["seed"])),
+        ("top-1:", lambda each: f"{100 * each[2]['top1']:.2f}%"),
+        ("seconds:", lambda each: seconds(each[2]["seconds"])),
+        ("seconds to target:", lambda each: seconds(each[2]["seconds_to_target"])),
+    ]
+    return [Table.of(pairs, columns), Table.of(runs, run_columns, f"All {len(runs)} runs")]
+
+
+@dataclass(frozen=True)
+class Chapter:
+    """A section of the result files as a chapter of the page: title, words, view, and its picture, if it has one."""
+
+    title: str
+    text: str
+    view: Callable[[Any], list[Block]]
+    picture: str | None = None
+
+
+CHAPTERS = {
+    "throughput": Chapter(
+        "Training against timm's TNT",
+        "Whole training steps: forward, loss, backward and optimiser on one fixed batch that lies on the device. "
+        "The rival is timm's TNT at the same sizes, with the same batch and loss, in every form that PyTorch "
+        "offers; it has one token and one head less than TITN. Steps of all contenders are interleaved (A B A B),"
+        " so that a drifting machine moves all alike. The ratio compares, round by round, with the fastest of "
+        "timm's forms at that batch; where its interval spans 1, no difference is claimed. First steps are timed in "
+        "new processes, with empty compile caches and again with full ones.",
+        _throughput,
+        "throughput",
+    ),
+    "waterfall": Chapter(
+        "One switch after another",
+        "The same training step from the plain reference to everything that `--fast` switches on: each line adds "
+        "one switch to the line above. Where the interval of a ratio spans 1, no difference is claimed.",
+        _waterfall,
+        "waterfall",
+    ),
+    "scaling": Chapter(
+        "Scaling",
+        "Training speed and memory as one size changes and the others stay as they are in the paper. The product "
+        "ceiling is the rate of one large matrix product. A step's share of it is the time it spends in products, "
+        "attention or fused kernels (a profile's share) times the rate while there: small matrices run below the "
+        "ceiling. The other time goes into element-wise work (normalisation, activations, casts and copies, bound by "
+        "memory), the optimiser, or the rest: on a GPU waiting for work, on a CPU Python, autograd and the compiler's "
+        "checks.",
+        _scaling,
+        "scaling",
+    ),
+    "ceilings": Chapter(
+        "Ceilings of the device",
+        "What this very device reaches: bytes per second (read and written) of a large copy, and operations per "
+        "second of one large matrix product in each precision. All floors and percentages below are against "
+        "these.",
+        _ceilings,
+    ),
+    "correctness": Chapter(
+        "Kernels: are they right?",
+        "Output and every gradient of each kernel against float64. Right means: the error is at most twice that "
+        "of plain PyTorch in the same precision, or below 1e-5, and two runs are equal bit by bit. Gradients of short "
+        "vectors are judged together, since the error of twelve numbers is a matter of luck. The number is the largest "
+        "relative error of the case. A kernel that is wrong is timed all the same, and says so.",
+        _correctness,
+    ),
+    "kernels": Chapter(
+        "Kernels: how fast?",
+        "Each operation at the sizes of a training step, ours against the fastest of the alternatives: eager "
+        "PyTorch, `torch.compile`, the backends of `scaled_dot_product_attention`, xformers and others where they"
+        " are installed. Times are of a CUDA graph where there is one, so without the cost of launching; brackets"
+        " hold the tenth and the ninetieth percentile, and of a ratio what follows from them; where they span 1, no "
+        'difference is claimed. "Of the floor" is the larger of two least times, of moving the bytes and of doing the '
+        "arithmetic at the ceilings above, as a share of the time taken: 100% cannot be beaten. In the picture our "
+        "kernels are filled and joined by a thin line with the fastest rival, which is hollow; on a CPU there are "
+        "rivals only.",
+        _kernels,
+        "roofline",
+    ),
+    "launches": Chapter(
+        "Kernel launches",
+        "How many kernels a forward and a backward start, counted without a GPU. Eager: PyTorch operations that "
+        "compute. Compiled: what torch.compile's CPU back end generates and calls; on a GPU it may fuse a little "
+        "differently. Fused: kernels that Triton's interpreter starts, and PyTorch operations beside them. Under "
+        "autocast, casts of the weights come on top everywhere. The optimiser's step is not counted.",
+        _launches,
+    ),
+    "step_profile": Chapter(
+        "Where a step goes",
+        "One training step with every fast part on, by kernel, as torch.profiler sees it.",
+        _step_profile,
+        "step_profile",
+    ),
+    "accuracy": Chapter(
+        "Accuracy",
+        "Top-1 of the last epoch, never of the best one. The development split is a part of the training set, "
+        "held out for choices; the test split is the data set's own test set. The interval is that of the mean "
+        "over seeds. Where settings were tried on a development split, each is listed by what distinguishes it.",
+        _accuracy,
+        "accuracy",
+    ),
+}
+"""In the order of the page, by section of the result files; its view takes that section, of "accuracy" a list."""

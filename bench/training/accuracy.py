@@ -1,0 +1,300 @@
+"""Last-epoch accuracy of a data set's recipe over several seeds, shortened to fit the time there is.
+
+    python -m bench.accuracy --dataset cifar100 --minutes M [--data-dir D] [--seeds 5] [--split development|test]
+    python -m bench.accuracy --dataset digits --seeds 5
+
+Seed S is the training of `python -m titn.train --dataset D --fast --epochs E --seed S`. One teacher, of seed 0, is
+trained first and shared. Accuracy is plain: the last epoch's weights, every image once, as it is. The test set serves
+for the final number only; `--split development` evaluates on a tenth of the training images and leaves it alone.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import statistics
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from rich.console import Console
+from scipy.stats import t as student_t  # type: ignore[import-untyped]
+
+from bench import options
+from bench.options import Setting
+from titn.config import RunConfig, TrainConfig
+from titn.data.dataset import Dataset, development_split, load_dataset
+from titn.errors import Interrupted, UserError, command
+from titn.network import NetworkSpec
+from titn.teachers.architectures import TEACHERS
+from titn.teachers.find import find_teacher, load_teacher
+from titn.train import train
+from titn.training.run import Run
+from titn.training.schedule import Schedule
+
+TARGETS = {"cifar100": 0.7471, "cifar10": 0.9203, "mnist": 0.9956}
+"""Test top-1 of TITN in arXiv 2502.16762: the best epoch there, the last one here."""
+SEEDS = 5
+REHEARSED_STEPS = 40
+RESERVE = 0.1
+"""Share of the time that is left unplanned."""
+TOY: dict[str, Any] = {
+    "depth": 1, "limit_train": 96, "epochs": 2, "teacher_epochs": 2, "batch_size": 32, "compile": "off",
+}  # fmt: skip
+MACHINE = {"data_dir", "device", "runs_dir", "name", "resume", "config", "seed"}
+"""Settings that a training does not depend on, and the seed."""
+
+Split = Literal["test", "development"]
+Section = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Seconds of a training: once (building, compiling) and for every epoch, evaluation and checkpoint included."""
+
+    once: float = 0.0
+    epoch: float = 0.0
+
+
+def measure(
+    at: Setting,
+    config: TrainConfig,
+    *,
+    minutes: float | None = None,
+    seeds: int = SEEDS,
+    split: Split = "test",
+    epochs: int | None = None,
+) -> Section:
+    """The section "accuracy", saved after every seed.
+
+    Args:
+        at: where; the trainings print to its console where that is a terminal.
+        config: the student's training, but for seed and name.
+        minutes: time for everything, teacher included; None: as long as the recipe takes. Without `epochs` a rehearsal
+            decides how many epochs fit; with it, only seeds that no longer fit are left out.
+        seeds: how many, from 0.
+        split: what is evaluated on.
+        epochs: of the student; a teacher's are shortened in proportion.
+
+    Returns:
+        "dataset", "split", "epochs", "target" (the paper's test top-1, or None), "runs" ("seed", "top1" of the last
+        epoch, 0 to 1, "seconds" with evaluation and checkpoints, "seconds_to_target" at the end of the first epoch that
+        reaches the target, or None), "mean" and "interval95" over the runs (Student's t; None for fewer than one or two
+        runs), "planned_seeds", "note" (what was shortened, left out or failed), "teacher" ("name", "top1", "epochs" and
+        "seconds" of its training, or None) and "settings" (the student's TrainConfig, but for folders and device).
+
+    Raises:
+        UserError: a mistake in the configuration or the data, or too little time for one epoch of every seed.
+    """
+    ends = math.inf if minutes is None else time.perf_counter() + 60 * minutes
+    quiet = at.console if at.console.is_terminal else Console(quiet=True)
+    data = load_dataset(config.dataset, config.data_dir, image_size=config.image_size, limit_train=config.limit_train)
+    if split == "development":
+        data = development_split(data)
+    recipe, notes, student = config.changed(limit_train=None), [], Cost()
+    distilled = getattr(NetworkSpec.of(recipe, data).build(), "distilled", False)
+    recipe = recipe if distilled else recipe.changed(teacher="none")
+    given_teacher = recipe.teacher not in (*TEACHERS, "none")
+    config = shortened(recipe, epochs) if epochs is not None else recipe
+    if epochs is None and minutes is not None:
+        config, student = fit_epochs(recipe, data, seeds, ends, at)
+    if config.epochs != recipe.epochs:
+        notes.append(f"the recipe's {recipe.epochs} epochs shortened to {config.epochs}")
+    config, teacher = shared_teacher(config, data, quiet)
+    if epochs is None and minutes is not None:
+        affordable = math.floor((1 - RESERVE) * (ends - time.perf_counter()) / seeds / student.epoch)
+        if affordable < 1:
+            raise UserError(f"the teacher left no time for one epoch of {seeds} seeds: give more --minutes")
+        if affordable < config.epochs:
+            notes.append(f"shortened further to {affordable}, since the teacher took longer than rehearsed")
+            config = config.changed(epochs=affordable)
+    if split == "development" and given_teacher:
+        notes.append("the teacher was given: nothing says that it has not learned from the development images")
+    named = "none" if teacher is None else teacher["name"]
+    at.say(f"{data.name}: {config.epochs} epochs, {seeds} seeds, {split} split, teacher {named}")
+    section: Section = {
+        "dataset": data.name,
+        "split": split,
+        "epochs": config.epochs,
+        "target": None if at.small else TARGETS.get(config.dataset),
+        "runs": [],
+        "mean": None,
+        "interval95": None,
+        "planned_seeds": seeds,
+        "note": "",
+        "teacher": teacher,
+        "settings": {
+            name: value for name, value in config.model_dump().items() if name not in MACHINE
+        } | {"teacher": named},
+    }  # fmt: skip
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    for seed in range(seeds):
+        runs = section["runs"]
+        if runs and ends - time.perf_counter() < runs[-1]["seconds"]:
+            notes.append(f"seeds from {seed} on left out: the time was over")
+        else:
+            name = f"accuracy-{data.name}-{split}-{stamp}-seed{seed}"
+            try:
+                runs.append(train_seed(config.changed(seed=seed, name=name), data, quiet, section["target"]))
+                at.say(f"seed {seed}: {runs[-1]['top1']:.2%} after {runs[-1]['seconds']:.0f} s")
+            except UserError as error:
+                notes.append(f"seed {seed} failed: {error}")
+                at.say(notes[-1])
+        values = [run["top1"] for run in runs]
+        section |= {"mean": statistics.fmean(values) if values else None, "interval95": interval(values)}
+        section["note"] = "; ".join(notes)
+        at.save("accuracy", section)
+        if notes and "left out" in notes[-1]:
+            break
+    return section
+
+
+def interval(values: list[float]) -> list[float] | None:
+    """The 95 % interval of the mean by Student's t; None for fewer than two values."""
+    if len(values) < 2:
+        return None
+    mean = statistics.fmean(values)
+    half = float(student_t.ppf(0.975, len(values) - 1)) * statistics.stdev(values) / math.sqrt(len(values))
+    return [mean - half, mean + half]
+
+
+def shared_teacher(config: TrainConfig, data: Dataset, console: Console) -> tuple[TrainConfig, Section | None]:
+    """The configuration with the one teacher that all seeds share, trained if it has to be, and what is known of it."""
+    if config.teacher == "none":
+        return config, None
+    source = find_teacher(config.changed(seed=0), data)
+    if source.to_train is not None:
+        train(source.to_train, console=console, dataset=data)
+    _, name, top1 = load_teacher(source.path, data)
+    result = (Run(source.path).result() or {}) if (source.path / "config.yaml").is_file() else {}
+    known = {"name": name, "top1": top1, "epochs": result.get("epochs"), "seconds": result.get("wall_seconds")}
+    return config.changed(teacher=str(source.path)), known
+
+
+def train_seed(config: TrainConfig, data: Dataset, console: Console, target: float | None) -> Section:
+    """Train one seed on data at hand; returns the entry of "runs". What the seed before compiled is used again.
+
+    Raises:
+        UserError: the training diverged.
+    """
+    try:
+        result = train(config, console=console, dataset=data)
+    except Interrupted as stopped:
+        # titn.train would go on with the whole training split
+        raise Interrupted(stopped.signal_number, f"stopped in seed {config.seed}; start again") from None
+    lines = Run(Path(result.run)).metrics()
+    reached = [line["seconds"] for line in lines if target is not None and line["test_top1"] >= target]
+    return {
+        "seed": config.seed,
+        "top1": result.top1,
+        "seconds": result.wall_seconds,
+        "seconds_to_target": reached[0] if reached else None,
+    }
+
+
+# How many epochs fit into the time there is
+
+
+def shortened(recipe: TrainConfig, epochs: int) -> TrainConfig:
+    """The recipe with so many epochs, its teacher's shortened in proportion; a warm-up is at most half of them."""
+    teacher_epochs = max(1, round((recipe.teacher_epochs or recipe.epochs) * epochs / recipe.epochs))
+    settings = dict(recipe.teacher_settings)
+    if recipe.teacher in TEACHERS and recipe.teacher_training().warmup_epochs > teacher_epochs / 2:
+        settings["warmup_epochs"] = teacher_epochs / 2
+    return recipe.changed(
+        epochs=epochs,
+        warmup_epochs=min(recipe.warmup_epochs, epochs / 2),
+        teacher_epochs=teacher_epochs,
+        teacher_settings=settings,
+    )
+
+
+def fit_epochs(recipe: TrainConfig, data: Dataset, seeds: int, ends: float, at: Setting) -> tuple[TrainConfig, Cost]:
+    """The recipe with as many epochs as fit before `ends` (of time.perf_counter), and what a student costs.
+
+    A shorter training has smaller batches, so that a second rehearsal may be needed.
+
+    Raises:
+        UserError: not one epoch fits.
+    """
+    config, rehearsed = recipe, 0
+    for _ in range(2):
+        batch_size = Schedule.of(config, len(data.train_labels)).batch_size
+        if batch_size == rehearsed:
+            break
+        if rehearsed:
+            torch.compiler.reset()  # another batch size would be compiled for any size
+        rehearsed = batch_size
+        teacher, student = rehearse(config, data)
+        share = (recipe.teacher_epochs or recipe.epochs) / recipe.epochs if recipe.teacher in TEACHERS else 0.0
+        each = seeds * student.epoch + share * teacher.epoch
+        left = (1 - RESERVE) * (ends - time.perf_counter())
+        epochs = math.floor(left / each)
+        if epochs < 1:
+            needed = (each - left) / 60
+            raise UserError(f"too little time for one epoch of {seeds} seeds: give about {needed:.1f} --minutes more")
+        config = shortened(recipe, min(recipe.epochs, epochs))
+        at.say(
+            f"rehearsal at batch {batch_size}: {student.epoch:.2f} s per epoch (teacher {teacher.epoch:.2f} s), "
+            f"{config.epochs} of {recipe.epochs} epochs"
+        )
+    return config, student
+
+
+def rehearse(config: TrainConfig, data: Dataset) -> tuple[Cost, Cost]:
+    """What teacher and student cost: two short epochs of each by `train`, in a folder that is thrown away."""
+    with tempfile.TemporaryDirectory(prefix="titn-rehearsal-") as folder:
+        teacher = Cost()
+        if config.teacher in TEACHERS:
+            teacher = _rehearsed(config.teacher_training(), data, folder, "teacher")
+            config = config.changed(teacher=f"{folder}/teacher")
+        return teacher, _rehearsed(config, data, folder, "student")
+
+
+def _rehearsed(config: RunConfig, data: Dataset, folder: str, name: str) -> Cost:
+    full = Schedule.of(config, len(data.train_labels))
+    images = min(len(data.train_labels), REHEARSED_STEPS * full.batch_size)
+    some = dataclasses.replace(data, train_images=data.train_images[:images], train_labels=data.train_labels[:images])
+    short = {"epochs": 2, "warmup_epochs": 0.0, "batch_size": full.batch_size, "lr": full.peak}
+    train(config.changed(**short, runs_dir=folder, name=name), console=Console(quiet=True), dataset=some)
+    first, second = Run(Path(folder) / name).metrics()
+    epoch = second["seconds"] - first["seconds"]
+    step = full.batch_size / second["images_per_second"]
+    rest = max(0.0, epoch - images // full.batch_size * step)
+    return Cost(once=max(0.0, first["seconds"] - epoch), epoch=full.steps * step + rest)
+
+
+@command
+def main(argv: list[str] | None = None) -> None:
+    parser = options.parser("accuracy", __doc__)
+    parser.add_argument("--dataset", default="digits", help="as in titn.train (default: digits)")
+    parser.add_argument("--minutes", type=float, help="time for everything (default: as long as the recipe takes)")
+    parser.add_argument("--data-dir", default="data", help="where data sets are read from")
+    parser.add_argument("--seeds", type=int, default=SEEDS, help=f"number of seeds (default: {SEEDS})")
+    parser.add_argument("--split", choices=("test", "development"), default="test", help="what is evaluated on")
+    parser.add_argument("--epochs", type=int, help="instead of as many as fit into --minutes")
+    parser.add_argument("--config", help="YAML file with settings that differ from the recipe")
+    parser.add_argument("--runs-dir", default="runs", help="folder of the run folders")
+    parser.add_argument("--reference", action="store_true", help="train without --fast")
+    given, at = options.start(parser, argv)
+    config = TrainConfig(
+        dataset=given.dataset,
+        data_dir=given.data_dir,
+        runs_dir=given.runs_dir,
+        device=str(at.device),
+        fast=not given.reference,
+        **({"config": given.config} if given.config else {}),
+        **(TOY if at.small else {}),
+    )
+    section = measure(
+        at, config, minutes=given.minutes, seeds=given.seeds, split=given.split, epochs=given.epochs
+    )  # fmt: skip
+    at.show("accuracy", section)
+    at.finish()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,121 @@
+"""Every shipped kernel, compiled for three architectures without a GPU: no spills, budgets kept, tensor cores used."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from bench.kernels import codegen
+from titn.provenance import ROOT
+
+SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}  # bytes a program may use
+REGISTER_FILE = 65536  # 32-bit registers of a multiprocessor
+
+Row = dict[str, Any]
+
+
+@pytest.fixture(scope="session")
+def rows(tmp_path_factory: pytest.TempPathFactory) -> list[Row]:
+    """All operations on all architectures, by the command itself, in a process without the interpreter."""
+    target = tmp_path_factory.mktemp("codegen") / "codegen.json"
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    run = subprocess.run(
+        [sys.executable, "-m", "bench.codegen", "--json", str(target)],
+        cwd=ROOT, env=environment, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stdout[-3000:] + run.stderr
+    assert "Compiled kernels" in run.stdout
+    content = json.loads(target.read_text())
+    assert set(content) == {"commit", "versions", "rows", "failures"}
+    assert set(content["versions"]) == {"python", "torch", "triton"}
+    found: list[Row] = content["rows"]
+    return found
+
+
+def names(rows: list[Row], wrong: Callable[[Row], bool]) -> list[str]:
+    """The kernels for which `wrong` holds, in words."""
+    return [f"{r['operation']} {r['kernel']} {r['widths']} sm_{r['arch']}: {r}" for r in rows if wrong(r)]
+
+
+def test_every_operation_ships_on_every_architecture(rows: list[Row]) -> None:
+    assert {(r["operation"], r["arch"]) for r in rows} == {(o, a) for o in codegen.OPERATIONS for a in SHARED_LIMIT}
+
+
+def test_nothing_spills(rows: list[Row]) -> None:
+    assert not names(rows, lambda r: r["stack_bytes"] > 0 or r["spills"] > 0)
+
+
+def test_shared_memory_fits(rows: list[Row]) -> None:
+    assert not names(rows, lambda r: r["shared_bytes"] > SHARED_LIMIT[r["arch"]])
+
+
+def test_registers_fit(rows: list[Row]) -> None:
+    """A program's registers fit a multiprocessor; those of TITN's own widths leave room for a second program."""
+    assert not names(rows, lambda r: r["registers"] * 32 * r["warps"] > REGISTER_FILE)
+    own = [r for r in rows if r["operation"] == "inner_block" and r["widths"] == "16x12 4 heads"]
+    assert own
+    assert not names(own, lambda r: 2 * r["registers"] * 32 * r["warps"] > REGISTER_FILE)
+
+
+def test_tensor_cores_are_used(rows: list[Row]) -> None:
+    products = [r for r in rows if r["half_products"]]
+    assert {r["operation"] for r in products} >= {"inner_block", "short_attention", "pixels_to_patches"}
+    assert not names(products, lambda r: r["tensor_core"] == 0)
+
+
+def test_wide_products_are_those_of_warp_groups(rows: list[Row]) -> None:
+    """On sm_90; the widest backward of layernorm_mlp has tiles of 32 rows, a warp group multiplies 64."""
+    wide = [r for r in rows if r["arch"] == 90 and r["operation"] in ("layernorm_mlp", "outer_block") and r["rows"]]
+    assert len(wide) == 6 + 12
+    others = {(r["operation"], r["kernel"], r["widths"]) for r in wide if not r["hgmma"]}
+    assert others == {("layernorm_mlp", "backward", "640 to 2560")}
+
+
+@pytest.mark.parametrize(
+    ("kernel", "widths", "target"),
+    [
+        ("forward", "16x12 2 heads", 21.5),
+        ("forward", "16x12 4 heads", 21.5),
+        ("attention_backward", "16x12 2 heads", 16.0),
+        ("attention_backward", "16x12 4 heads", 22.0),
+        ("mlp_backward", "16x12 2 heads", 22.0),
+        ("mlp_backward", "16x12 4 heads", 22.0),
+    ],
+)
+def test_issue_floor(rows: list[Row], kernel: str, widths: str, target: float) -> None:
+    """Microseconds on an H200 for 16,384 sequences of 16 tokens."""
+    (row,) = [
+        r for r in rows if (r["operation"], r["kernel"], r["widths"], r["arch"]) == ("inner_block", kernel, widths, 90)
+    ]
+    assert row["device"] == "H200" and row["rows"] == 16_384 * 16
+    assert row["issue_floor_us"] <= target
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--device-name", "GTX"], "invalid choice: 'GTX'"),
+        (["--arch", "75"], "invalid choice: 75"),
+        (["--fast"], "unrecognized arguments: --fast"),
+        (["--json", "absent/folder/file.json"], "the folder absent/folder does not exist"),
+        ([], "TRITON_INTERPRET=1 is set"),
+    ],
+)
+def test_mistakes_are_one_line(
+    arguments: list[str], message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if not arguments:
+        monkeypatch.setenv("TRITON_INTERPRET", "1")
+    else:
+        monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    with pytest.raises(SystemExit) as stop:
+        codegen.main(arguments)
+    error = capsys.readouterr().err
+    assert stop.value.code == 2
+    assert message in error and error.startswith("error: ") and error.count("\n") == 1
