@@ -165,12 +165,17 @@ def shared_teacher(config: TrainConfig, data: Dataset, console: Console) -> tupl
     """The configuration with the one teacher that all seeds share, trained if it has to be, and what is known of it."""
     if config.teacher == "none":
         return config, None
-    source = find_teacher(config.changed(seed=0), data)
+    source = find_teacher(config, data)
     if source.to_train is not None:
         train(source.to_train, console=console, dataset=data)
-    _, name, top1 = load_teacher(source.path, data)
+    teacher = load_teacher(source.path, data)
     result = (Run(source.path).result() or {}) if (source.path / "config.yaml").is_file() else {}
-    known = {"name": name, "top1": top1, "epochs": result.get("epochs"), "seconds": result.get("wall_seconds")}
+    known = {
+        "name": teacher.name,
+        "top1": teacher.top1,
+        "epochs": result.get("epochs"),
+        "seconds": result.get("wall_seconds"),
+    }
     return config.changed(teacher=str(source.path)), known
 
 
