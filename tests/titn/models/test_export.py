@@ -45,7 +45,7 @@ def test_torch_export_of_many_tokens_and_of_training() -> None:
             assert torch.equal(ours, theirs)
 
 
-@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore:.*deprecated:FutureWarning")
 @pytest.mark.parametrize("name", MODELS)
 def test_torch_jit_trace(name: str) -> None:
     module = model(name)
@@ -54,7 +54,7 @@ def test_torch_jit_trace(name: str) -> None:
         torch.testing.assert_close(traced(images), module(images))
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 @pytest.mark.parametrize("name", MODELS)
 def test_onnx(name: str) -> None:
     pytest.importorskip("onnxscript", reason="onnxscript is not installed: the export to ONNX was not tested")
