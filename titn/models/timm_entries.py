@@ -4,8 +4,9 @@ A name that timm already has for something else gets the prefix `titn_`. As in t
 the average of its two heads until `set_distilled_training(True)`.
 
 `pretrained_cfg`, from which timm makes the preprocessing, says what the model was made for. With weights that
-`titn.network.save_network` wrote (`checkpoint_path=RUN/checkpoints/best/model.safetensors`, or `pretrained=True` and
-`pretrained_cfg_overlay={"file": RUN}`) sizes that are not given, mean, deviation and class names are the file's.
+`titn.network.save_network` wrote (`checkpoint_path=RUN/checkpoints/epoch-0032/model.safetensors`, or
+`pretrained=True, pretrained_cfg_overlay={"file": RUN}`) sizes that are not given, mean, deviation and class names are
+the file's.
 """
 
 from __future__ import annotations
