@@ -242,6 +242,8 @@ def announce(
         own = sorted(config.said & TRAINING_SETTINGS)
         if teacher.to_train and own:
             lines.append(f"{', '.join(map(flag, own))} of the student: its teacher's are set by --teacher-settings")
+    if switches.compile:
+        lines.append("The first step compiles: about a minute where this network was never compiled before")
     for line in lines:
         console.print(Text(line), soft_wrap=True)
 
