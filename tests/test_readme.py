@@ -65,6 +65,18 @@ def test_not_run_yet_is_said_of_exactly_those_without_a_result(column: int, data
     assert (row.split("|")[column].strip() != "not run yet") == has_result
 
 
+def test_the_walk_names_what_is_there() -> None:
+    """Every file and folder, and each name that stands after a file as something the file defines."""
+    walk = CONTRIBUTING.partition("## A walk")[2].partition("## Rules")[0]
+    places = re.findall(r"`([\w/]+/(?:[\w.]+\.\w+)?)`(?:\s`(\w+)`)?", walk)
+    assert len(places) >= 20
+    for place, name in places:
+        assert (ROOT / place).exists(), place
+        if name:
+            defined = rf"^(?:class|def) {name}\b|^{name}\b.*="
+            assert re.search(defined, (ROOT / place).read_text("utf-8"), flags=re.MULTILINE), f"{place}: {name}"
+
+
 def test_make_lists_its_targets() -> None:
     if shutil.which("make") is None:
         pytest.skip("make is absent: its list of targets was not printed")
