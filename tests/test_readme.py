@@ -50,7 +50,8 @@ def test_links_lead_somewhere(page: str) -> None:
 
 @pytest.mark.parametrize("page", [README, CONTRIBUTING], ids=["README", "CONTRIBUTING"])
 def test_commands_exist(page: str) -> None:
-    modules = set(re.findall(r"python -m ((?:titn|bench)[\w.]*)", page))
+    written = re.sub("<!-- results: begin -->.*<!-- results: end -->", "", page, flags=re.DOTALL)  # as once measured
+    modules = set(re.findall(r"python -m ((?:titn|bench)[\w.]*)", written))
     assert modules
     assert [module for module in sorted(modules) if importlib.util.find_spec(module) is None] == []
 
