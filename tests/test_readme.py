@@ -50,7 +50,8 @@ def test_links_lead_somewhere(page: str) -> None:
 
 @pytest.mark.parametrize("page", [README, CONTRIBUTING], ids=["README", "CONTRIBUTING"])
 def test_commands_exist(page: str) -> None:
-    modules = set(re.findall(r"python -m ((?:titn|bench)[\w.]*)", page))
+    written = re.sub("<!-- results: begin -->.*<!-- results: end -->", "", page, flags=re.DOTALL)  # as once measured
+    modules = set(re.findall(r"python -m ((?:titn|bench)[\w.]*)", written))
     assert modules
     assert [module for module in sorted(modules) if importlib.util.find_spec(module) is None] == []
 
@@ -63,6 +64,18 @@ def test_not_run_yet_is_said_of_exactly_those_without_a_result(column: int, data
     assert measured
     has_result = any(data and data["dataset"] == dataset and data["split"] == "test" for data in measured)
     assert (row.split("|")[column].strip() != "not run yet") == has_result
+
+
+def test_the_walk_names_what_is_there() -> None:
+    """Every file and folder, and each name that stands after a file as something the file defines."""
+    walk = CONTRIBUTING.partition("## A walk")[2].partition("## Rules")[0]
+    places = re.findall(r"`([\w/]+/(?:[\w.]+\.\w+)?)`(?:\s`(\w+)`)?", walk)
+    assert len(places) >= 20
+    for place, name in places:
+        assert (ROOT / place).exists(), place
+        if name:
+            defined = rf"^(?:class|def) {name}\b|^{name}\b.*="
+            assert re.search(defined, (ROOT / place).read_text("utf-8"), flags=re.MULTILINE), f"{place}: {name}"
 
 
 def test_make_lists_its_targets() -> None:

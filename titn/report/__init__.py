@@ -210,7 +210,7 @@ def _mistakes(probabilities: NDArray[np.float64], dataset: Dataset) -> dict[str,
     confidence = probabilities.max(1)
     wrong = np.flatnonzero(predicted != dataset.test_labels)
     chosen = wrong[np.argsort(-confidence[wrong], kind="stable")[:MISTAKES]]
-    files: Sequence[str] | None = getattr(dataset, "test_names", None)
+    files = dataset.test_names
     return {
         "wrong": len(wrong),
         "files": files is not None,

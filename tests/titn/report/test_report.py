@@ -7,6 +7,7 @@ import io
 import json
 import re
 from collections import Counter
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -252,7 +253,7 @@ def test_run_folder_and_settings_are_text(tmp_path: Path) -> None:
 def test_mistakes_carry_the_names_of_their_files(tmp_path: Path) -> None:
     data, logits = digits()
     files = [f"test/{label}/<{i}> \udcff.png" for i, label in enumerate(data.test_labels)]
-    object.__setattr__(data, "test_names", tuple(files))
+    data = replace(data, test_names=tuple(files))
     text = Page(write_report(run_folder(tmp_path / "run", data, logits), data, logits)).text
     wrong = np.flatnonzero(logits.argmax(1).numpy() != data.test_labels)
     surest = wrong[np.argsort(-torch.softmax(logits, 1).amax(1).numpy()[wrong], kind="stable")][:MISTAKES]
