@@ -98,7 +98,8 @@ def _check_file(path: Path, largest: int) -> None:
     try:
         facts = path.stat()
     except OSError as error:
-        reason = f"it is a link to {path.readlink()}, which is not there" if path.is_symlink() else error.strerror
+        link = os.path.islink(path)  # noqa: PTH114 (Path.is_symlink raises where this may not be asked)
+        reason = f"it is a link to {path.readlink()}, which is not there" if link else error.strerror
         raise UserError(f"cannot read {shown(path)}: {shown(reason or '')}") from None
     if not stat.S_ISREG(facts.st_mode):
         raise UserError(f"cannot read {shown(path)}: it is no regular file (a pipe, socket, device or folder)")
@@ -109,9 +110,9 @@ def _check_file(path: Path, largest: int) -> None:
 
 
 def _load(path: Path) -> Decoded | None:
-    if not path.is_file():
-        return None
     try:
+        if not path.is_file():
+            return None
         with safetensors.safe_open(path, "np") as file:
             metadata = file.metadata()
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)

@@ -16,7 +16,7 @@ import numpy as np
 
 from titn.data.cache import digest, read_through_cache
 from titn.data.decoding import resize_grey
-from titn.data.folders import ARCHIVES
+from titn.data.folders import ARCHIVES, is_folder
 from titn.data.known import KNOWN, check_classes, find_folder, find_known
 from titn.data.splits import (
     SPLIT_TITLES,
@@ -193,8 +193,9 @@ def load_dataset(
         check_classes(name, splits, source.folder)
         splits = replace(splits, train_keys=None)
     else:
-        folder = _folder(name, root)
+        folder, *others = _folders(name, root)
         splits, mean, std, notes = read_through_cache(find_folder(folder), image_size)
+        notes += tuple(f"{shown(folder)} is read, and not {shown(other)}" for other in others)
         name = shown(folder.resolve().name) or "folder"
     images, labels, keys = splits.train_images, splits.train_labels, splits.train_keys
     if limit_train is not None:
@@ -260,13 +261,14 @@ def _home(path: Path) -> Path:
         raise UserError(f"{shown(path)}: there is no such home folder; name the folder in full") from None
 
 
-def _folder(name: str, root: Path) -> Path:
-    """The folder that `name` means."""
-    path = _home(Path(name)) if name else Path()
-    if name:
-        for folder in (path, root / path):
-            if os.path.isdir(folder):  # noqa: PTH112 (Path.is_dir raises on names that are too long)
-                return folder
+def _folders(name: str, root: Path) -> list[Path]:
+    """The folders that `name` may mean, the likeliest first."""
+    path = _home(Path(name))
+    folders = [folder for folder in (path, root / path) if name and is_folder(folder)]
+    if len(folders) > 1 and folders[0].samefile(folders[1]):
+        folders.pop()
+    if folders:
+        return folders
     if os.path.lexists(path) and name:
         what = "an archive: unpack it and name the folder" if path.suffix.lower() in ARCHIVES else "a file"
         raise UserError(f"--dataset {shown(name)} is {what}; expected {', '.join(DATASETS)} or a folder of images")

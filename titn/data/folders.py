@@ -28,6 +28,7 @@ from titn.data.splits import (
     Splits,
     listing,
     settle,
+    settle_eval,
     shown,
     split_of,
     split_of_folder,
@@ -42,7 +43,7 @@ _LARGEST_IMAGE = 1 << 30
 _EXPECTED = "one sub-folder of images per class, or train/ and test/ with one sub-folder of images per class"
 
 
-@dataclass
+@dataclass(eq=False)
 class Folder:
     """What lies in a folder, hidden files, hidden folders and this program's own folders apart.
 
@@ -115,7 +116,7 @@ def _scan(path: Path, name: str, depth: int, above: tuple[tuple[int, int], ...])
         hidden = entry.name.startswith(".") or entry.name == "__MACOSX"
         inner, inner_name = path / entry.name, f"{name}/{shown(entry.name)}"
         image = has_file_allowed_extension(entry.name, EXTENSIONS)
-        if _is_folder(entry):
+        if is_folder(entry):
             reason = "hidden" if hidden else _not_data(inner, above) or ("" if depth > 0 else "nested too deep")
             if reason:
                 folder.passed.append(f"{inner_name}/ ({reason})")
@@ -132,11 +133,9 @@ def _scan(path: Path, name: str, depth: int, above: tuple[tuple[int, int], ...])
     return folder
 
 
-def _is_folder(entry: os.DirEntry[str]) -> bool:
-    try:
-        return entry.is_dir()
-    except OSError:
-        return False
+def is_folder(path: Path | os.DirEntry[str]) -> bool:
+    """Whether this is a folder or a link to one; unlike `Path.is_dir`, no name is too long or too secret to ask."""
+    return os.path.isdir(path)  # noqa: PTH112
 
 
 def _not_data(folder: Path, above: tuple[tuple[int, int], ...]) -> str | None:
@@ -288,8 +287,9 @@ def _splits_in(place: Folder, notes: list[str]) -> dict[str, Folder]:
             by_kind.setdefault(kind, []).append(inner)
     if not by_kind:
         return {}
-    others = [inner for inner in place.folders if not split_of_folder(inner.path.name) and inner.holds_images]
-    named = [inner for inners in by_kind.values() for inner in inners]
+    settle_eval(by_kind)
+    named = [inner for kind in SPLIT_TITLES for inner in by_kind.get(kind, [])]
+    others = [inner for inner in place.folders if inner not in named and inner.holds_images]
     if others and [inner.path.name.lower() for inner in named] == ["train"] and _is_flat(named[0]):
         notes.append(f"{named[0].name}/ is read as a class, not as a split: it holds images, as the folders beside it")
         return {}
@@ -302,7 +302,7 @@ def _splits_in(place: Folder, notes: list[str]) -> dict[str, Folder]:
         raise UserError(
             f"{shown(place.path)} has {spelt} but no train/; expected train/ with {_EXPECTED.split(',')[0]}"
         )
-    notes += [f"{inner.name}/ is not used: its name is no split's" for inner in others]
+    notes += [f"{inner.name}/ is not used: it is none of the splits" for inner in others]
     _note_loose(place, notes)
     return {kind: by_kind[kind][0] for kind in SPLIT_TITLES if kind in by_kind}
 
@@ -372,7 +372,8 @@ def describe(folder: Folder) -> str:
         found.append(f"the folders {listing(shown(inner.path.name) + '/' for inner in folder.folders)}")
     if parquet := [path.name for inner in folder.walk() for path in inner.parquet]:
         found.append(shown(listing(parquet)))
-    for ending, count in sorted(folder.others.items()):
+    others: Counter[str] = sum((inner.others for inner in folder.walk()), Counter())
+    for ending, count in sorted(others.items()):
         packed = " (an archive: unpack it)" if ending in ARCHIVES else ""
         found.append(f"{count:,} {shown(ending)}{packed}")
     return "; ".join(found) or "nothing"

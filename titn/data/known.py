@@ -19,7 +19,7 @@ from torchvision.datasets import CIFAR10, CIFAR100, MNIST
 from torchvision.datasets.utils import extract_archive
 
 from titn.data.decoding import resize_colour, resize_grey
-from titn.data.folders import ARCHIVES, describe, find_image_folder, scan
+from titn.data.folders import ARCHIVES, describe, find_image_folder, is_folder, scan
 from titn.data.parquet import ParquetSet, find_parquet, find_parquet_below
 from titn.data.splits import Source, Splits, listing, settle, shown
 from titn.errors import UserError
@@ -46,16 +46,25 @@ def find_known(name: str, root: Path) -> Source:
     Raises:
         UserError: files are damaged or missing, or nothing was found and the download failed.
     """
-    places = [place for place in (root / name, root) if place.is_dir()]
-    for place in places:
-        source = _find_torchvision(name, place) or _find_parquet(name, place, own=place != root)
-        if source is None and (place != root or (root / "train").is_dir()):
-            source = find_image_folder(scan(place), name)
+    for place in (root / name, root):
+        try:
+            source = _find_in(name, place, own=place != root) if is_folder(place) else None
+        except OSError as error:
+            raise UserError(f"cannot read {shown(error.filename or place)}: {error.strerror}") from None
         if source is not None:
             return source
     _download(name, root)
     source = _find_torchvision(name, root)
     assert source is not None
+    return source
+
+
+def _find_in(name: str, place: Path, *, own: bool) -> Source | None:
+    """The data set `name` in a folder, be it its own or the folder of all data sets."""
+    scan(place, depth=0)  # says so if it cannot be listed
+    source = _find_torchvision(name, place) or _find_parquet(name, place, own=own)
+    if source is None and (own or is_folder(place / "train")):
+        source = find_image_folder(scan(place), name)
     return source
 
 
@@ -170,7 +179,7 @@ def _find_parquet(name: str, place: Path, *, own: bool) -> Source | None:
         below = find_parquet_below(scan(place))
         return _parquet_source(*below, name) if below else None
     for folder in (place, place / "data", place / "plain_text"):
-        found = find_parquet(scan(folder, depth=1)) if folder.is_dir() else None
+        found = find_parquet(scan(folder, depth=1)) if is_folder(folder) else None
         if found:
             return _parquet_source(found, [], name)
     return None
@@ -210,7 +219,7 @@ def _download(name: str, root: Path) -> None:
         with contextlib.suppress(OSError):
             for folder in created:
                 folder.rmdir()
-        folders = [folder for folder in (root / name, root) if folder.is_dir()]
+        folders = [folder for folder in (root / name, root) if is_folder(folder)]
         packed = [path.name for folder in folders for path in folder.iterdir() if path.suffix.lower() in ARCHIVES]
         unpack = f"; unpack {shown(listing(sorted(packed)))}, if it is that" if packed else ""
         reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]

@@ -18,7 +18,7 @@ import numpy as np
 
 from titn.data.decoding import DecodedImages, decode_all
 from titn.data.folders import Folder
-from titn.data.splits import SPLIT_TITLES, Part, listing, shown, split_of
+from titn.data.splits import SPLIT_TITLES, Part, listing, settle_eval, shown, split_of
 from titn.errors import UserError
 
 _IMAGE_COLUMNS = ("img", "image")
@@ -89,10 +89,11 @@ def find_parquet(folder: Folder) -> ParquetSet | None:
                 found.setdefault(kind, {}).setdefault(f"{inner.path.name}/{family}", []).append(path)
             elif kind is None and not any(map(split_of, re.split(r"[\W\d_]+", path.stem))):
                 found.setdefault(directory, {}).setdefault(f"{inner.path.name}/", []).append(path)
+    settle_eval(found)
     if "train" not in found:
         return None
     for kind, families in found.items():
-        if len(families) > 1:
+        if len(families) > 1 and kind in SPLIT_TITLES:
             names = " and ".join(shown(paths[0].relative_to(folder.path)) for paths in families.values())
             raise UserError(
                 f"{shown(folder.path)} mixes shards of different sets: {names} are both {SPLIT_TITLES[kind]} images; "
@@ -321,11 +322,12 @@ def _classes(
             notes.append(f"the {title} split is not used: its images have no labels (null or -1)")
             continue
         if split.labels.dtype.kind != train.labels.dtype.kind:
-            raise UserError(f"{where} has labels of another kind than {first}: text there, numbers here, or vice versa")
+            kinds = ("numbers", "text") if numeric else ("text", "numbers")
+            raise UserError(f"the labels in {first} are {kinds[0]}, those in {where} are {kinds[1]}")
         unknown = np.setdiff1d(split.labels, values)
         if len(unknown):
             raise UserError(
-                f"{where} has the label {shown(str(unknown[0]))}, but the class names are {len(names)} "
+                f"{where} has the label {shown(str(unknown[0]))}, which is none of the {len(names)} class names "
                 f"({listing(names)})"
             )
         labels[kind] = np.searchsorted(values, split.labels).astype(np.int64)

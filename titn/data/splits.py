@@ -15,12 +15,13 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
 from titn.errors import UserError
 
+T = TypeVar("T")
 TEST_SHARE, DEVELOPMENT_SHARE = 0.2, 0.1
 _SPLIT_KEY = 20
 _SUBSET_KEY = 21
@@ -31,7 +32,8 @@ _NAMED = 3
 _SPLIT_WORDS = {
     "train": ("train", "training"),
     "val": ("val", "valid", "validation", "dev"),
-    "test": ("test", "testing", "eval", "evaluation"),
+    "test": ("test", "testing"),
+    "eval": ("eval", "evaluation"),
 }
 SPLIT_TITLES = {"train": "training", "val": "validation", "test": "test"}
 _KINDS = {word: kind for kind, words in _SPLIT_WORDS.items() for word in words}
@@ -131,8 +133,15 @@ def listing(names: Iterable[str]) -> str:
 
 
 def split_of(name: str) -> str | None:
-    """Which split (train, val, test) exactly this word means, in any capitalisation; None for another word."""
+    """Which split (train, val, test, eval) exactly this word means, in any capitalisation; None for another word."""
     return _KINDS.get(name.lower())
+
+
+def settle_eval(found: dict[str, T]) -> None:
+    """Let what is found as `eval` be the test split, or beside a test split the validation split."""
+    kind = "val" if "test" in found else "test"
+    if "eval" in found and kind not in found:
+        found[kind] = found.pop("eval")
 
 
 def split_of_folder(name: str) -> str | None:

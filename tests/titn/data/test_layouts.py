@@ -4,7 +4,8 @@ import io
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +82,7 @@ def sizes(data: Dataset) -> tuple[int, int | None, int]:
         ("seg_train/seg_train", "seg_dev", "seg_test/seg_test"),
         ("wrapped/Train", "wrapped/Val", "wrapped/Eval"),
         ("a/b/train images", "a/b/validation images", "a/b/evaluation"),
+        ("train", "eval", "test"),
     ],
 )
 def test_split_folders_by_the_names_people_give(train: str, val: str, test: str, images: Callable[..., Path]) -> None:
@@ -119,7 +121,13 @@ def test_what_lies_beside_the_splits_is_said(images: Callable[..., Path]) -> Non
     data = load_dataset(root)
     assert sizes(data) == (10, None, 2)
     text = "\n".join(data.notes)
-    for part in ("set/extra/ is not used", "2 images are not used", "1 .heic, 1 .txt", "1 hidden", ".git/"):
+    for part in (
+        "set/extra/ is not used: it is none of the splits",
+        "2 images are not used",
+        "1 .heic, 1 .txt",
+        "1 hidden",
+        ".git/",
+    ):
         assert part in text
     assert "classes without test images: dog" in text
 
@@ -168,6 +176,17 @@ def test_a_layout_that_is_not_known_is_never_read_as_another(
     assert said in text
     assert str(root) in text or "add images" in text
     assert not any(word in text for word in DESTRUCTIVE)
+
+
+def test_of_two_folders_of_one_name_the_nearer_is_read_and_said(
+    images: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = load_dataset(images({"cat": 8, "dog": 8}))
+    shutil.copytree(tmp_path / "set" / "cat", tmp_path / "data" / "set" / "emu")
+    monkeypatch.chdir(tmp_path)
+    data = load_dataset("set")
+    assert same(data, expected)
+    assert "set is read, and not data/set" in data.notes
 
 
 def test_a_class_may_be_called_train(images: Callable[..., Path]) -> None:
@@ -279,6 +298,52 @@ def test_files_that_are_no_images_are_named(kind: str, images: Callable[..., Pat
     assert expected[kind] in text
 
 
+@pytest.fixture
+def powerless() -> Iterator[Path]:
+    """A new folder, and no more rights than any user has while a test with it runs."""
+    root = os.geteuid() == 0
+    with tempfile.TemporaryDirectory() as folder:
+        if root:
+            os.chown(folder, 65534, -1)
+            os.seteuid(65534)
+        try:
+            yield Path(folder)
+        finally:
+            if root:
+                os.seteuid(0)
+
+
+@pytest.mark.parametrize("closed", ["set", "set/cat", "set/cat/0.png"])
+@pytest.mark.parametrize("mode", [0, 0o444])
+def test_what_may_not_be_read_is_named(
+    closed: str, mode: int, png: Callable[[], bytes], powerless: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TITN_CACHE", str(powerless / "cache"))
+    for label in ("cat", "dog"):
+        (powerless / "set" / label).mkdir(parents=True)
+        for number in range(6):
+            (powerless / "set" / label / f"{number}.png").write_bytes(png())
+    data = load_dataset(powerless / "set")
+    path = powerless / closed
+    path.chmod(mode)
+    try:
+        if path.is_file() and mode:
+            assert same(load_dataset(powerless / "set"), data)
+        else:
+            text = message(powerless / "set")
+            assert str(path) in text
+            assert "cannot read" in text or "no data set" in text
+            assert closed != "set" or "cannot read" not in text or "Permission denied" in text
+            if closed == "set":
+                assert "Permission denied" in message("cifar10", path)
+    finally:
+        path.chmod(0o755)
+    (powerless / "cache").chmod(0)
+    again = load_dataset(powerless / "set")
+    assert same(again, data)
+    assert any("decoded images are not kept" in note for note in again.notes)
+
+
 def test_more_endings_are_read(images: Callable[..., Path]) -> None:
     root = images({"cat": 5, "dog": 5})
     pixels = np.random.default_rng(1).integers(0, 256, (9, 9, 3), dtype=np.uint8)
@@ -301,9 +366,10 @@ def test_more_endings_are_read(images: Callable[..., Path]) -> None:
         "default/{}/0000.parquet", "data/{}/part-0.parquet", "plain_text/{}-00000-of-00001.parquet", "{}/{}.PARQUET",
     ],
 )  # fmt: skip
-def test_parquet_where_the_hub_puts_it(name: str, rows: Callable[[int], Any], tmp_path: Path) -> None:
+@pytest.mark.parametrize("validation", ["validation", "eval"])
+def test_parquet_where_the_hub_puts_it(name: str, validation: str, rows: Callable[[int], Any], tmp_path: Path) -> None:
     root = tmp_path / "set"
-    for split, count in (("train", 12), ("validation", 6), ("test", 9)):
+    for split, count in (("train", 12), (validation, 6), ("test", 9)):
         write(
             root / name.replace("{}", split),
             rows(count),
