@@ -1,6 +1,6 @@
-"""timing.py DEVICE: bench.timing's times of an addition, launched and in a graph, while another device is current.
+"""timing.py DEVICE: bench.timing on a device that is not the current one.
 
-Answers {"report": what happened, "graph": the graph's times}.
+Answers {"report": what happened, "graph": times of a graph of additions, "empty": what comes of an empty graph}.
 """
 
 from __future__ import annotations
@@ -10,10 +10,16 @@ import sys
 import counters
 import torch
 
-from bench.timing import microseconds
+from bench.timing import captured, microseconds
 
 device = torch.device(sys.argv[1])
 tensors = [torch.zeros(64, device=device) for _ in range(2)]
 counters.reset()
 _, graph = microseconds(lambda tensor: tensor.add_(1), tensors, device)
-counters.answer({"report": counters.read(), "graph": graph})
+report = counters.read()
+try:
+    captured(lambda: None)
+    empty = "a graph"
+except UserWarning:
+    empty = "UserWarning"
+counters.answer({"report": report, "graph": graph, "empty": empty})
