@@ -1,0 +1,27 @@
+// Functions of the driver that PyTorch and Triton look up and this project does not use: there, and refused.
+#define UNSUPPORTED(name) \
+  extern "C" __attribute__((visibility("default"))) int name() { return 801; }  // CUDA_ERROR_NOT_SUPPORTED
+
+UNSUPPORTED(cuMemAddressFree)
+UNSUPPORTED(cuMemAddressReserve)
+UNSUPPORTED(cuMemCreate)
+UNSUPPORTED(cuMemExportToShareableHandle)
+UNSUPPORTED(cuMemGetAddressRange)
+UNSUPPORTED(cuMemGetAllocationGranularity)
+UNSUPPORTED(cuMemGetAllocationPropertiesFromHandle)
+UNSUPPORTED(cuMemImportFromShareableHandle)
+UNSUPPORTED(cuMemMap)
+UNSUPPORTED(cuMemRelease)
+UNSUPPORTED(cuMemRetainAllocationHandle)
+UNSUPPORTED(cuMemSetAccess)
+UNSUPPORTED(cuMemUnmap)
+UNSUPPORTED(cuMemsetD32Async)
+UNSUPPORTED(cuMulticastAddDevice)
+UNSUPPORTED(cuMulticastBindMem)
+UNSUPPORTED(cuMulticastCreate)
+UNSUPPORTED(cuMulticastGetGranularity)
+UNSUPPORTED(cuMulticastUnbind)
+UNSUPPORTED(cuStreamWriteValue32)
+UNSUPPORTED(cuStreamWriteValue32_v2)
+UNSUPPORTED(cuTensorMapEncodeIm2col)
+UNSUPPORTED(cuTensorMapEncodeTiled)

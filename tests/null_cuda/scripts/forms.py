@@ -1,0 +1,24 @@
+"""The forms of the training step, on a batch of noise that lies on the device."""
+
+from __future__ import annotations
+
+import torch
+
+from bench.contenders import Contender, Sizes, Step
+
+FORMS = {
+    "float32": Contender("float32", "titn", "eager", None),
+    "bf16": Contender("bf16", "titn", "eager", torch.bfloat16),
+    "fp16": Contender("fp16", "titn", "eager", torch.float16),
+    "triton": Contender("triton", "titn", "eager", torch.bfloat16, "triton"),
+    "blocks": Contender("blocks", "titn", "blocks", torch.bfloat16),
+    "graph": Contender("graph", "titn", "graph", torch.bfloat16, "auto"),
+}
+"""Eager in three precisions, with Triton kernels, with compiled blocks, and compiled into CUDA graphs (`--fast`)."""
+
+BATCH_SIZE = 8
+
+
+def build(form: str, device: torch.device) -> Step:
+    """A step of TITN with depth 1 on 8 images of 32x32 pixels."""
+    return Step(FORMS[form], device, BATCH_SIZE, Sizes(depth=1))
