@@ -262,7 +262,9 @@ def rehearse(config: TrainConfig, data: Dataset) -> tuple[Cost, Cost]:
 def _rehearsed(config: RunConfig, data: Dataset, folder: str, name: str) -> Cost:
     full = Schedule.of(config, len(data.train_labels))
     images = min(len(data.train_labels), REHEARSED_STEPS * full.batch_size)
-    some = dataclasses.replace(data, train_images=data.train_images[:images], train_labels=data.train_labels[:images])
+    some = dataclasses.replace(
+        data, train_images=data.train_images[:images], train_labels=data.train_labels[:images], train_keys=None
+    )
     short = {"epochs": 2, "warmup_epochs": 0.0, "batch_size": full.batch_size, "lr": full.peak}
     train(config.changed(**short, runs_dir=folder, name=name), console=Console(quiet=True), dataset=some)
     first, second = Run(Path(folder) / name).metrics()
