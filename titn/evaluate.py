@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from titn.data.dataset import DATASETS, Dataset, load_dataset
+from titn.data.dataset import Dataset, load_dataset
 from titn.errors import OneLineParser, UserError, command
 from titn.metrics import classification_metrics
 from titn.network import NetworkSpec, load_network
@@ -45,20 +45,16 @@ def evaluate(
 
 
 def _dataset_of(run: Run, spec: NetworkSpec, data_dir: str | None) -> Dataset:
-    config = run.config()
-    name, root = config.dataset, config.data_dir
-    if data_dir is not None:
-        root = data_dir
-        if name not in DATASETS:  # a folder of images: in data_dir under its own name, or data_dir itself
-            inside = Path(data_dir).expanduser() / Path(name).name
-            name = str(inside if inside.is_dir() else data_dir)
+    config = run.config(data_dir)
     try:
-        dataset = load_dataset(name, root, image_size=spec.image_size, limit_train=config.limit_train)
+        dataset = load_dataset(
+            config.dataset, config.data_dir, image_size=spec.image_size, limit_train=config.limit_train
+        )
     except UserError as error:
         hint = "" if data_dir else "; if the data has moved, say where it lies with --data-dir"
         raise UserError(f"{error}{hint}") from None
     if dataset.class_names != spec.class_names or dataset.mean != spec.mean or dataset.std != spec.std:
-        raise UserError(f"{name} in {root} is not the data set that {run.folder} was trained on")
+        raise UserError(f"{config.dataset} in {config.data_dir} is not the data set that {run.folder} was trained on")
     return dataset
 
 

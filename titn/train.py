@@ -43,6 +43,7 @@ TRAINING_SETTINGS = {*ScheduleSettings.__annotations__, *AugmentationSettings.__
 """Settings that a teacher has of its own."""
 
 
+@torch.enable_grad()
 def train(config: RunConfig, *, console: Console | None = None, dataset: Dataset | None = None) -> Result:
     """Train a student or a teacher; a student's teacher that is given by name is trained first, unless it is there.
 
@@ -58,7 +59,7 @@ def train(config: RunConfig, *, console: Console | None = None, dataset: Dataset
         UserError: a mistake in the configuration, the data or the run folder.
         Interrupted: SIGINT or SIGTERM came; the run can be resumed.
     """
-    _one_process_only()
+    _check_surroundings()
     console = console or Console()
     config, run = open_run(config)
     switches = select(config)
@@ -186,12 +187,12 @@ def open_run(config: Config) -> tuple[Config, Run | None]:
     if fixed:
         raise UserError(f"--resume goes on with the run's own configuration: drop {flag(fixed[0])}")
     run = Run.find(config.resume, config.runs_dir)
-    stored = run.config()
+    stored = run.config(config.data_dir if "data_dir" in config.said else None)
     if not isinstance(stored, type(config)):
         raise UserError(
             f"{run.folder} is a run of {stored.program}: {stored.program} --resume {run.folder} continues it"
         )
-    changes = {name: getattr(config, name) for name in config.said & MAY_CHANGE - {"resume", "runs_dir"}}
+    changes = {name: getattr(config, name) for name in config.said & MAY_CHANGE - {"resume", "runs_dir", "data_dir"}}
     return stored.changed(**changes, runs_dir=str(run.folder.parent)), run
 
 
@@ -304,12 +305,14 @@ def _parents(config: RunConfig) -> tuple[Path, ...]:
     return tuple(Path(config.runs_dir).expanduser().resolve().parents)
 
 
-def _one_process_only() -> None:
+def _check_surroundings() -> None:
     count = os.environ.get("WORLD_SIZE", "1")
     if count != "1":
         raise UserError(
-            f"{count} processes were started (WORLD_SIZE), but one run is one process: start it without torchrun"
+            f"{count} processes were started (WORLD_SIZE), but a run is one process: start it without torchrun"
         )
+    if torch.get_default_dtype() != torch.float32:
+        raise UserError(f"torch's default dtype is {torch.get_default_dtype()}: set it back to torch.float32 to train")
 
 
 @command

@@ -156,6 +156,8 @@ def verify(folder: Path) -> dict[str, Any]:
     Raises:
         UserError: a file is missing, damaged or foreign.
     """
+    if not (folder / _MANIFEST).is_file():
+        raise UserError(f"{folder} is no run and no checkpoint: it has neither config.yaml nor {_MANIFEST}")
     mend = "move it elsewhere to go on from the checkpoint before it"
     try:
         manifest: dict[str, Any] = json.loads((folder / _MANIFEST).read_bytes())

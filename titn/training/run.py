@@ -131,13 +131,22 @@ class Run:
             self._lock.close()
         self._events = self._lock = None
 
-    def config(self) -> RunConfig:
+    def config(self, data_dir: str | None = None) -> RunConfig:
         """The configuration the run was created with, of a student or of a teacher.
+
+        Args:
+            data_dir: where the data set lies now, or the data set's own folder; by default where the run read it.
 
         Raises:
             UserError: it is damaged.
         """
-        return stored_config(self.folder / _CONFIG)
+        config = stored_config(self.folder / _CONFIG)
+        if data_dir is None:
+            return config
+        if config.dataset in DATASETS:
+            return config.changed(data_dir=data_dir)
+        inside = Path(data_dir).expanduser() / Path(config.dataset).name
+        return config.changed(data_dir=data_dir, dataset=str(inside if inside.is_dir() else data_dir))
 
     def reconfigure(self, config: RunConfig) -> None:
         """Store a changed configuration."""

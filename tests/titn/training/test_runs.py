@@ -52,7 +52,7 @@ def finish(process: "subprocess.Popen[str]") -> str:
 def photos(tmp_path: Path) -> Path:
     """A folder of images with a name that no shell or markup likes, three classes of 12 digits each."""
     scans = load_digits()
-    folder = tmp_path / "my [/old] photos & more"
+    folder = tmp_path / "my [old] photos [b] & more"
     for digit in range(3):
         (folder / f"[{digit}] <b>").mkdir(parents=True)
         for number, scan in enumerate(scans.images[scans.target == digit][:12]):
@@ -82,6 +82,8 @@ def test_a_run_that_was_copied_is_the_same_run(photos: Path, tmp_path: Path, mon
     shutil.copytree(result.run, there / "copy")
     monkeypatch.chdir(there)
     assert evaluate("copy")["top1"] == result.top1
+    with pytest.raises(UserError, match="is no run and no checkpoint"):
+        train(SMALL.changed(teacher=str(photos)), console=QUIET)
     photos.rename(there / photos.name)
     with pytest.raises(UserError, match="if the data has moved, say where it lies with --data-dir"):
         evaluate("copy")
@@ -115,10 +117,10 @@ def test_resuming_on_other_data_is_refused_and_named(photos: Path, tmp_path: Pat
 
 
 def test_names_of_folders_are_shown_and_made_into_names_of_runs(photos: Path, tmp_path: Path) -> None:
-    config = SMALL.changed(dataset=f"{photos}/", limit_train=None, runs_dir=tmp_path / "runs [/b]")
-    assert "my [/old] photos & more" in spoken(config)
-    (run,) = (tmp_path / "runs [/b]").iterdir()
-    assert run.name.startswith("my-old-photos-more-titn-2")
+    config = SMALL.changed(dataset=f"{photos}/", limit_train=None, runs_dir=tmp_path / "runs [b]")
+    assert "my [old] photos [b] & more" in spoken(config)
+    (run,) = (tmp_path / "runs [b]").iterdir()
+    assert run.name.startswith("my-old-photos-b-more-titn-2")
     assert train(TrainConfig(resume=run.name, runs_dir=run.parent), console=QUIET).run == str(run)
 
 
@@ -274,8 +276,14 @@ def test_a_data_set_at_hand_contradicts_no_setting(tmp_path: Path) -> None:
             train(SMALL.changed(runs_dir=tmp_path, **change), console=QUIET, dataset=dataset)
 
 
-def test_default_types_of_the_caller_do_not_matter(tmp_path: Path) -> None:
+def test_the_callers_settings_of_torch_do_not_matter_or_are_refused(tmp_path: Path) -> None:
     plain = train(SMALL.changed(runs_dir=tmp_path, name="plain"), console=QUIET)
     with torch.no_grad():
         other = train(SMALL.changed(runs_dir=tmp_path, name="other"), console=QUIET)
     assert other.top1 == plain.top1
+    torch.set_default_dtype(torch.float64)
+    try:
+        with pytest.raises(UserError, match="torch's default dtype is"):
+            train(SMALL.changed(runs_dir=tmp_path, name="third"), console=QUIET)
+    finally:
+        torch.set_default_dtype(torch.float32)
