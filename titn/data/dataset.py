@@ -295,7 +295,7 @@ def _folders(name: str, root: Path) -> list[Path]:
     if folders:
         return folders
     if os.path.lexists(path) and name:
-        what = "an archive: unpack it and name the folder" if path.suffix.lower() in ARCHIVES else "a file"
+        what = "an archive: unpack it and name the folder" if path.suffix.lower() in ARCHIVES else "no folder"
         raise UserError(f"--dataset {shown(name)} is {what}; expected {', '.join(DATASETS)} or a folder of images")
     close = difflib.get_close_matches(name.lower(), DATASETS, 1)
     hint = f"did you mean {close[0]}?" if close else f"use {', '.join(DATASETS)} or a folder of images"
