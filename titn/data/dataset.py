@@ -55,6 +55,9 @@ class Dataset:
             it chooses by position.
         test_names: for mistakes to be found again, the file or row of each test image; None where there are none.
         notes: what a user should know, a line each: what each folder is used for, what is passed over, what is odd.
+
+    Raises:
+        UserError: images are not uint8 of one size, or labels are no positions in the class names.
     """
 
     name: str
@@ -73,6 +76,28 @@ class Dataset:
     notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        for kind, title in SPLIT_TITLES.items():
+            images, labels = getattr(self, f"{kind}_images"), getattr(self, f"{kind}_labels")
+            if kind == "val" and images is None and labels is None:
+                continue
+            images, labels = np.asarray(images), np.asarray(labels)
+            if images.dtype != np.uint8 or images.shape[1:] != np.shape(self.train_images)[1:] or images.ndim != 4:
+                raise UserError(
+                    f"the {title} images must be uint8 [N, H, W, C], all splits of one size, not {images.dtype} "
+                    f"{list(images.shape)}"
+                )
+            if labels.dtype.kind not in "iu" or labels.shape != images.shape[:1]:
+                raise UserError(
+                    f"the {title} labels must be whole numbers, one for each of {len(images):,} images, not "
+                    f"{labels.dtype} {list(labels.shape)}"
+                )
+            if len(labels) and not 0 <= labels.min() <= labels.max() < len(self.class_names):
+                raise UserError(
+                    f"the {title} labels must be from 0 to {len(self.class_names) - 1}, positions in the class names, "
+                    f"but run from {labels.min()} to {labels.max()}"
+                )
+            object.__setattr__(self, f"{kind}_images", images)
+            object.__setattr__(self, f"{kind}_labels", labels.astype(np.int64, copy=False))
         if not self.fingerprint:
             text = json.dumps(self.identity(), sort_keys=True)
             object.__setattr__(self, "fingerprint", hashlib.sha256(text.encode()).hexdigest())
@@ -270,7 +295,7 @@ def _folders(name: str, root: Path) -> list[Path]:
     if folders:
         return folders
     if os.path.lexists(path) and name:
-        what = "an archive: unpack it and name the folder" if path.suffix.lower() in ARCHIVES else "a file"
+        what = "an archive: unpack it and name the folder" if path.suffix.lower() in ARCHIVES else "no folder"
         raise UserError(f"--dataset {shown(name)} is {what}; expected {', '.join(DATASETS)} or a folder of images")
     close = difflib.get_close_matches(name.lower(), DATASETS, 1)
     hint = f"did you mean {close[0]}?" if close else f"use {', '.join(DATASETS)} or a folder of images"

@@ -148,7 +148,7 @@ def _not_data(folder: Path, above: tuple[tuple[int, int], ...]) -> str | None:
         if cache is not None and cache.exists() and cache.samefile(folder):
             return "decoded images"
         inside = [path for path in folder.iterdir() if not path.name.startswith(".")]
-        if _is_run(folder) or (any(map(_is_run, inside)) and all(path.is_dir() for path in inside)):
+        if _is_run(folder) or (all(path.is_dir() for path in inside) and any(map(_is_run, inside))):
             return "training runs"
     except OSError:
         pass  # listing it says so

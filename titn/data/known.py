@@ -178,7 +178,7 @@ def _find_parquet(name: str, place: Path, *, own: bool) -> Source | None:
     if own:
         below = find_parquet_below(scan(place))
         return _parquet_source(*below, name) if below else None
-    for folder in (place, place / "data", place / "plain_text"):
+    for folder in (place, place / "data", place / "plain_text", place / "default"):
         found = find_parquet(scan(folder, depth=1)) if is_folder(folder) else None
         if found:
             return _parquet_source(found, [], name)

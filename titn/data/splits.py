@@ -171,26 +171,7 @@ def settle(parts: Mapping[str, Part], class_names: tuple[str, ...], notes: Itera
         test = val
         said.append("there is no test split: the validation images are the test images too")
     elif test is None:
-        held_out = content_rows(train.labels, train.keys, TEST_SHARE, "test")
-        how = "about a fifth, chosen by each image's content"
-        if not held_out.any():
-            held_out, how = (
-                stratified_test_rows(train.labels),
-                "copies of training images: no class has two different ones",
-            )
-        elif small := np.unique(train.labels[(_draws(train.keys, "test") < _bound(TEST_SHARE)) != held_out]).tolist():
-            said.append(
-                f"classes so small that images added to them can move one between training and test: "
-                f"{listing(class_names[label] for label in small)}"
-            )
-        train, test = _take(train, ~held_out), _take(train, held_out)
-        said.append(
-            f"there is no test split: {len(test.labels):,} of {len(held_out):,} images are held out for it ({how})"
-        )
-        if len(class_names) > 1 and not len(test.labels):
-            raise UserError(
-                "no class has two images, so that none can be held out as a test split; add images or test/"
-            )
+        train, test = _hold_out(train, class_names, said)
     return Splits(
         train.images,
         train.labels,
@@ -203,6 +184,24 @@ def settle(parts: Mapping[str, Part], class_names: tuple[str, ...], notes: Itera
         tuple(test.names),
         (*said, *_remarks(train, val, test, class_names)),
     )
+
+
+def _hold_out(part: Part, class_names: Sequence[str], said: list[str]) -> tuple[Part, Part]:
+    """Training and test images of a data set that has no test split; what is to be said of it is added to `said`."""
+    rows, how = (
+        content_rows(part.labels, part.keys, TEST_SHARE, "test"),
+        "about a fifth, chosen by each image's content",
+    )
+    forced = (_draws(part.keys, "test") < _bound(TEST_SHARE)) != rows
+    if not rows.any():
+        rows, how = stratified_test_rows(part.labels), "copies of training images: no class has two different ones"
+    elif forced.any():
+        small = listing(class_names[label] for label in np.unique(part.labels[forced]).tolist())
+        said.append(f"classes so small that images added to them can move one between training and test: {small}")
+    if len(class_names) > 1 and not rows.any():
+        raise UserError("no class has two images, so that none can be held out as a test split; add images or test/")
+    said.append(f"there is no test split: {rows.sum():,} of {len(rows):,} images are held out for it ({how})")
+    return _take(part, ~rows), _take(part, rows)
 
 
 def _take(part: Part, rows: np.ndarray) -> Part:

@@ -4,6 +4,7 @@ import hashlib
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -20,6 +21,7 @@ from titn.data.decoding import fit
 from titn.data.folders import scan
 from titn.data.parquet import find_parquet
 from titn.data.splits import balanced_subset, channel_statistics, stratified_test_rows
+from titn.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 
@@ -40,6 +42,26 @@ def test_digits_are_the_scans_in_a_fixed_stratified_split() -> None:
     split = digest([data.train_images, data.train_labels])
     assert split == "ba755e4d03107e1782070df44983e0ef5a4383a4252691dca3342e9512b9d387"
     assert (data.notes, data.val_images, data.train_keys) == ((), None, None)
+
+
+def test_a_data_set_of_ones_own_is_checked() -> None:
+    data = load_dataset("digits", image_size=8, limit_train=50)
+    narrow = replace(data, test_labels=data.test_labels.astype(np.int32), fingerprint="")
+    assert narrow.test_labels.dtype == np.int64
+    assert narrow.fingerprint == data.fingerprint
+    wrong: list[tuple[dict[str, Any], str]] = [
+        ({"train_images": data.train_images / 255}, "training images must be uint8"),
+        ({"test_images": data.test_images[..., 0]}, "test images must be uint8"),
+        ({"test_images": data.test_images[:, :4]}, "all splits of one size"),
+        ({"test_labels": data.test_labels[1:]}, "one for each of 359"),
+        ({"train_labels": data.train_labels.astype(float)}, "whole numbers"),
+        ({"train_labels": data.train_labels - 1}, "from 0 to 9"),
+        ({"test_labels": data.test_labels + 1}, "run from 1 to 10"),
+        ({"val_images": data.test_images}, "validation labels"),
+    ]
+    for change, expected in wrong:
+        with pytest.raises(UserError, match=expected):
+            replace(data, **change)
 
 
 def test_digits_are_resized_bilinearly() -> None:

@@ -201,7 +201,9 @@ def test_archives_and_files_are_named(images: Callable[..., Path], tmp_path: Pat
     assert "1 .zip (an archive: unpack it)" in message(root)
     assert "archive: unpack it" in message(root / "photos.zip")
     (root / "list.csv").write_text("x")
-    assert "a file" in message(root / "list.csv")
+    assert "is no folder" in message(root / "list.csv")
+    (root / "dangling").symlink_to(root / "absent")
+    assert "is no folder" in message(root / "dangling")
 
 
 def test_the_spelling_of_a_path_changes_nothing(
