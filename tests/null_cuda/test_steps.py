@@ -8,7 +8,7 @@ import pytest
 from budgets import budget, executed, issued
 from null_device import NullDevice, Report, count
 
-FORMS = ("float32", "bf16", "fp16", "triton", "blocks", "graph")
+FORMS = ("float32", "bf16", "fp16", "triton", "blocks", "graph", "captured")
 DEVICE = "1"
 HOST_TIME_SLACK = 1.5  # over the stored ratio; twelve runs on a machine with five times its load stayed within 1.2
 
@@ -48,26 +48,9 @@ def test_steps_keep_their_budget(null_cuda: NullDevice, form: str) -> None:
         assert executed(step) <= most_executed, step["kernels"]
 
 
-def test_graph_form_replays_one_graph_forward_and_one_backward(null_cuda: NullDevice) -> None:
-    answer = measured(null_cuda, "graph")
-    assert [step["counts"]["launch graph"] for step in answer["steps"]] == [2] * 5
-
-
-@pytest.fixture(scope="module")
-def whole(null_cuda: NullDevice) -> dict[str, Report]:
-    return null_cuda.run("whole_graph.py", f"cuda:{DEVICE}", devices=2)
-
-
-def test_a_whole_step_is_captured_in_one_graph(whole: dict[str, Report]) -> None:
-    capture, replays = whole["capture"], whole["replays"]
-    assert capture["faults"] == replays["faults"] == []
-    assert capture["counts"]["capture"] == 1 and count(capture, "launch kernel", "copy") == 0
-    assert replays["counts"]["launch graph"] == 5 and set(replays["devices"]) == {DEVICE}
-
-
-def test_a_whole_step_in_one_graph_keeps_its_budget(whole: dict[str, Report]) -> None:
-    assert issued(whole["replays"]) <= 5 * budget("issued by a step in one graph")
-    assert executed(whole["replays"]) <= 5 * budget("kernels of a step in one graph")
+@pytest.mark.parametrize(("form", "graphs"), [("graph", 2), ("captured", 1)])  # forward and backward; the whole step
+def test_graphs_of_a_step(null_cuda: NullDevice, form: str, graphs: int) -> None:
+    assert [step["counts"]["launch graph"] for step in measured(null_cuda, form)["steps"]] == [graphs] * 5
 
 
 def test_host_time_of_a_step(null_cuda: NullDevice) -> None:

@@ -15,13 +15,14 @@ import pytest
 from null_device import NullDevice, count
 
 CHOICES = {
-    "fast": ("--fast",),
-    "float32": (),
-    "bf16 with Triton kernels": ("--amp", "bf16", "--kernels", "triton"),
-    "fp16": ("--amp", "fp16"),
+    "fast": ("cuda:1", "--fast"),
+    "float32": ("cuda", "--amp", "off"),
+    "bf16-triton": ("cuda:1", "--amp", "bf16", "--kernels", "triton"),
+    "fp16": ("cuda:1", "--amp", "fp16"),
 }
+"""Names of runs, on which of two devices and how each trains."""
+
 SIZE = ("--dataset", "digits", "--depth", "1", "--epochs", "1", "--teacher-epochs", "1", "--batch-size", "32")
-DEVICE = "1"
 
 choices = pytest.mark.parametrize("choice", CHOICES)
 
@@ -33,22 +34,25 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @cache
 def trained(null_cuda: NullDevice, runs: Path, choice: str) -> list[dict[str, Any]]:
-    where = ("--device", f"cuda:{DEVICE}", "--runs-dir", str(runs), "--name", choice.replace(" ", "-"))
-    return null_cuda.run("train.py", *CHOICES[choice], *SIZE, *where, devices=2)
+    device, *how = CHOICES[choice]
+    where = ("--device", device, "--runs-dir", str(runs), "--name", choice)
+    return null_cuda.run("command.py", "titn.train", *how, *SIZE, *where, devices=2)
+
+
+def devices(intervals: list[dict[str, Any]]) -> set[str]:
+    return {device for interval in intervals for device in interval["report"]["devices"]}
 
 
 @choices
 def test_training_ends_well(null_cuda: NullDevice, runs: Path, choice: str) -> None:
     intervals = trained(null_cuda, runs, choice)
     assert [interval["report"]["faults"] for interval in intervals] == [[]] * len(intervals)
-    assert (runs / choice.replace(" ", "-") / "result.json").is_file()
+    assert (runs / choice / "result.json").is_file()
 
 
 @choices
 def test_every_kernel_runs_on_the_chosen_device(null_cuda: NullDevice, runs: Path, choice: str) -> None:
-    assert {device for interval in trained(null_cuda, runs, choice) for device in interval["report"]["devices"]} == {
-        DEVICE
-    }
+    assert devices(trained(null_cuda, runs, choice)) == {"1" if CHOICES[choice][0] == "cuda:1" else "0"}
 
 
 @choices
@@ -60,3 +64,10 @@ def test_nothing_waits_between_two_displays(null_cuda: NullDevice, runs: Path, c
         assert count(report, "launch kernel") and count(report, "copy pinned to device")
         assert count(report, "synchronize") <= 1 and count(report, "copy device to pageable") <= 1
         assert count(report, "copy pageable to device", "allocate", "load module", "capture") == 0
+
+
+def test_evaluation_on_another_device(null_cuda: NullDevice, runs: Path) -> None:
+    trained(null_cuda, runs, "fp16")
+    arguments = (str(runs / "fp16"), "--device", "cuda:0", "--json")
+    (evaluation,) = null_cuda.run("command.py", "titn.evaluate", *arguments, devices=2)
+    assert evaluation["report"]["faults"] == [] and devices([evaluation]) == {"0"}

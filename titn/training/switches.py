@@ -90,6 +90,8 @@ def select_device(name: str) -> torch.device:
             raise UserError(f"--device {name}: PyTorch sees no GPU here; use --device cpu")
         if device.index is not None and device.index >= count:
             raise UserError(f"--device {name}: PyTorch sees {count} GPU(s), numbered from 0")
+        if device.index is None:
+            return torch.device("cuda", torch.cuda.current_device())
     elif device.type != "cpu":
         raise UserError(f"--device {name}: only cpu and cuda are supported")
     return device

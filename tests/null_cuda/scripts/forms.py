@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from bench.contenders import Contender, Sizes, Step
+from bench.training.contenders import Contender, Sizes, Step
 
 FORMS = {
     "float32": Contender("float32", "titn", "eager", None),
@@ -13,8 +13,10 @@ FORMS = {
     "triton": Contender("triton", "titn", "eager", torch.bfloat16, "triton"),
     "blocks": Contender("blocks", "titn", "blocks", torch.bfloat16),
     "graph": Contender("graph", "titn", "graph", torch.bfloat16, "auto"),
+    "captured": Contender("captured", "titn", "captured", torch.bfloat16, "triton"),
 }
-"""Eager in three precisions, with Triton kernels, with compiled blocks, and compiled into CUDA graphs (`--fast`)."""
+"""Eager in three precisions, with Triton kernels, with compiled blocks, compiled into CUDA graphs (`--fast`), and all of
+it with Triton kernels captured in one CUDA graph."""
 
 BATCH_SIZE = 8
 

@@ -10,7 +10,7 @@ import sys
 import counters
 import torch
 
-from bench.timing import captured, microseconds
+from bench.timing import EmptyGraph, captured, microseconds
 
 device = torch.device(sys.argv[1])
 tensors = [torch.zeros(64, device=device) for _ in range(2)]
@@ -18,8 +18,8 @@ counters.reset()
 _, graph = microseconds(lambda tensor: tensor.add_(1), tensors, device)
 report = counters.read()
 try:
-    captured(lambda: None)
+    captured(lambda: None, device)
     empty = "a graph"
-except UserWarning:
-    empty = "UserWarning"
+except EmptyGraph:
+    empty = "refused"
 counters.answer({"report": report, "graph": graph, "empty": empty})

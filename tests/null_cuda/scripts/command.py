@@ -1,4 +1,4 @@
-"""train.py ARGUMENTS: `python -m titn.train ARGUMENTS`, watched between two updates of its progress bars.
+"""command.py MODULE ARGUMENTS: `python -m MODULE ARGUMENTS`, watched between two updates of its progress bars.
 
 Answers a list with an entry for each update: {"bar": 0 for the first bar, "report": since the update before it}, and
 last one for what came after.
@@ -6,13 +6,12 @@ last one for what came after.
 
 from __future__ import annotations
 
+import importlib
 import sys
 from typing import Any
 
 import counters
 from rich.progress import Progress
-
-from titn.train import main
 
 bars: list[Progress] = []
 intervals: list[dict[str, Any]] = []
@@ -29,6 +28,6 @@ def watched_update(bar: Progress, *arguments: Any, **changes: Any) -> None:
 
 Progress.update = watched_update
 counters.reset()
-main(sys.argv[1:])
+importlib.import_module(sys.argv[1]).main(sys.argv[2:])
 intervals.append({"bar": -1, "report": counters.read()})
 counters.answer(intervals)
