@@ -27,11 +27,11 @@ from util import (
     transposed_layout,
 )
 
-from titn.kernels import layernorm_mlp
+from titn.kernels import MlpWeights, layernorm_mlp
 from titn.kernels.common.wide import wide
 
-NAMES = ("x", "ln_weight", "ln_bias", "fc1_weight", "fc1_bias", "fc2_weight", "fc2_bias")
-VECTORS = ("ln_weight", "ln_bias", "fc1_bias", "fc2_bias")
+NAMES = ("x", "norm_weight", "norm_bias", "fc1_weight", "fc1_bias", "fc2_weight", "fc2_bias")
+VECTORS = ("norm_weight", "norm_bias", "fc1_bias", "fc2_bias")
 DTYPES = [torch.float32, torch.float16]
 
 
@@ -53,11 +53,11 @@ def make_inputs(
 
 
 def fused(*inputs: Tensor | None, residual: bool = True) -> Tensor:
-    return layernorm_mlp(*inputs, residual=residual, backend="triton")  # type: ignore[arg-type]
+    return layernorm_mlp(inputs[0], MlpWeights(*inputs[1:]), residual=residual, backend="triton")  # type: ignore[arg-type]
 
 
 def plain(*inputs: Tensor | None, residual: bool = True) -> Tensor:
-    return layernorm_mlp(*inputs, residual=residual, backend="torch")  # type: ignore[arg-type]
+    return layernorm_mlp(inputs[0], MlpWeights(*inputs[1:]), residual=residual, backend="torch")  # type: ignore[arg-type]
 
 
 def check(inputs: list[Tensor | None], gradient: Tensor | None = None, *, residual: bool = True) -> None:
@@ -129,9 +129,7 @@ def test_one_channel() -> None:
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("difference", [-1, 0, 1])
 def test_row_counts_around_one_tile(difference: int, dtype: torch.dtype) -> None:
-    tiles = {
-        wide(f"layernorm_mlp.{kernel}", 12, randn(1, seed=0, dtype=dtype)).rows for kernel in ("forward", "backward")
-    }
+    tiles = {wide(f"layernorm_mlp.{kernel}", 12, dtype, 0).rows for kernel in ("forward", "backward")}
     for rows in tiles:
         check(make_inputs(rows + difference, 12, 20, dtype=dtype))
 
@@ -146,7 +144,7 @@ def test_no_rows(leading: tuple[int, ...]) -> None:
     assert_takes_no_rows(fused, make_inputs(leading, 12, 20))
 
 
-@pytest.mark.parametrize("absent", [("fc1_bias", "fc2_bias"), ("ln_weight", "ln_bias"), ("ln_bias",), VECTORS])
+@pytest.mark.parametrize("absent", [("fc1_bias", "fc2_bias"), ("norm_weight", "norm_bias"), ("norm_bias",), VECTORS])
 def test_absent_parameters(absent: tuple[str, ...]) -> None:
     check(make_inputs(5, 20, 36, absent=absent))
 

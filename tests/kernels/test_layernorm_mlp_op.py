@@ -21,7 +21,7 @@ from util import (
     transposed_layout,
 )
 
-from titn.kernels import BackendUnavailable, layernorm_mlp
+from titn.kernels import BackendUnavailable, MlpWeights, layernorm_mlp
 from titn.kernels.common.partial_sums import summed
 from titn.kernels.common.wide import wide_reasons
 
@@ -35,18 +35,18 @@ def make_inputs(dtype: torch.dtype = torch.float32, width: int = WIDTH, hidden: 
 
 
 def fused(*inputs: Tensor) -> Tensor:
-    return layernorm_mlp(*inputs, backend="triton")
+    return layernorm_mlp(inputs[0], MlpWeights(*inputs[1:]), backend="triton")
 
 
 def plain(*inputs: Tensor) -> Tensor:
-    return layernorm_mlp(*inputs, backend="torch")
+    return layernorm_mlp(inputs[0], MlpWeights(*inputs[1:]), backend="torch")
 
 
 @pytest.mark.parametrize("residual", [True, False])
 @pytest.mark.parametrize("vectors", [True, False])
 def test_opcheck(vectors: bool, residual: bool) -> None:
-    x, ln_weight, ln_bias, w1, b1, w2, b2 = make_inputs()
-    norm = (ln_weight, ln_bias) if vectors else (None, None)
+    x, norm_weight, norm_bias, w1, b1, w2, b2 = make_inputs()
+    norm = (norm_weight, norm_bias) if vectors else (None, None)
     first, second = (b1, b2) if vectors else (None, None)
     arguments = (transposed_layout(x), *norm, w1, first, w2, second, 1e-5, residual)
     torch.library.opcheck(torch.ops.titn.layernorm_mlp.default, arguments)
@@ -59,15 +59,15 @@ def test_opcheck(vectors: bool, residual: bool) -> None:
 
 def test_opcheck_of_mixed_dtypes() -> None:
     """As under autocast: float32 tokens and vectors, float16 products."""
-    x, ln_weight, ln_bias, w1, b1, w2, b2 = make_inputs()
+    x, norm_weight, norm_bias, w1, b1, w2, b2 = make_inputs()
     for residual in (True, False):
-        arguments = (x, ln_weight, ln_bias, w1.half(), b1, w2.half(), b2, 1e-5, residual)
+        arguments = (x, norm_weight, norm_bias, w1.half(), b1, w2.half(), b2, 1e-5, residual)
         torch.library.opcheck(torch.ops.titn.layernorm_mlp.default, arguments)
         y, mean, rstd = torch.ops.titn.layernorm_mlp(*arguments)
         assert y.dtype == (torch.float32 if residual else torch.float16)
         torch.library.opcheck(
             torch.ops.titn.layernorm_mlp_backward.default,
-            (y, x, mean, rstd, ln_weight, ln_bias, w1.half(), b1, w2.half(), residual),
+            (y, x, mean, rstd, norm_weight, norm_bias, w1.half(), b1, w2.half(), residual),
         )
 
 
@@ -83,8 +83,12 @@ def test_statistics() -> None:
 @pytest.mark.parametrize("eps", [1e-6, 0.5])
 def test_eps(eps: float) -> None:
     inputs = make_inputs()
-    found = layernorm_mlp(*inputs, eps=eps, backend="triton")
-    assert_close(found, layernorm_mlp(*(t.double() for t in inputs), eps=eps, backend="torch"), 1e-6)
+    found = layernorm_mlp(inputs[0], MlpWeights(*inputs[1:]), eps=eps, backend="triton")
+    assert_close(
+        found,
+        layernorm_mlp(inputs[0].double(), MlpWeights(*(t.double() for t in inputs[1:])), eps=eps, backend="torch"),
+        1e-6,
+    )
 
 
 @pytest.mark.parametrize("dynamic", [False, True])
@@ -107,16 +111,16 @@ def test_autocast(residual: bool, backward_inside: bool) -> None:
     dy = randn(2, 3, WIDTH, seed=50, dtype=torch.float32 if residual else torch.float16)
 
     def mlp(backend: str) -> Function:
-        return lambda *t: layernorm_mlp(*t, residual=residual, backend=backend)
+        return lambda *t: layernorm_mlp(t[0], MlpWeights(*t[1:]), residual=residual, backend=backend)
 
     assert_autocasts(mlp("triton"), mlp("torch"), make_inputs(), dy, backward_inside=backward_inside)
 
 
 def test_autocast_keeps_the_residual_stream() -> None:
     """With fc2 zero the result is x itself, not x rounded to float16."""
-    x, ln_weight, ln_bias, w1, b1, w2, b2 = make_inputs()
+    x, norm_weight, norm_bias, w1, b1, w2, b2 = make_inputs()
     with torch.autocast(DEVICE, torch.float16):
-        assert torch.equal(fused(x, ln_weight, ln_bias, w1, b1, w2 * 0, b2 * 0), x)
+        assert torch.equal(fused(x, norm_weight, norm_bias, w1, b1, w2 * 0, b2 * 0), x)
 
 
 @CPU_ONLY
@@ -134,7 +138,7 @@ def kept_bytes(inputs: list[Tensor], backend: str) -> int:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        y = layernorm_mlp(*leaves, backend=backend)
+        y = layernorm_mlp(leaves[0], MlpWeights(*leaves[1:]), backend=backend)
     assert y.requires_grad
     assert leaves[0].untyped_storage().data_ptr() in storages, "a copy of x is kept"
     return sum(storages.values())
@@ -192,11 +196,11 @@ def test_gradients_of_gradients_are_refused() -> None:
 
 def test_auto_is_torch_until_a_benchmark_says_otherwise() -> None:
     inputs = make_inputs()
-    assert torch.equal(layernorm_mlp(*inputs), plain(*inputs))
+    assert torch.equal(layernorm_mlp(inputs[0], MlpWeights(*inputs[1:])), plain(*inputs))
     assert "not yet shown to beat torch.compile: ask for it by name" in wide_reasons(
-        torch.float32, tuple(inputs), "auto"
+        inputs[0], "auto", dtype=torch.float32
     )
-    assert wide_reasons(torch.float32, tuple(inputs), "triton") == []
+    assert wide_reasons(inputs[0], "triton", *inputs[1:], dtype=torch.float32) == []
 
 
 @pytest.mark.parametrize(
@@ -226,9 +230,9 @@ def test_tensors_on_two_devices() -> None:
 def test_other_backends() -> None:
     inputs = make_inputs()
     with pytest.raises(BackendUnavailable, match="no native kernel"):
-        layernorm_mlp(*inputs, backend="native")
+        layernorm_mlp(inputs[0], MlpWeights(*inputs[1:]), backend="native")
     with pytest.raises(ValueError, match="unknown backend 'cuda'; choose from auto, triton, native, torch"):
-        layernorm_mlp(*inputs, backend="cuda")
+        layernorm_mlp(inputs[0], MlpWeights(*inputs[1:]), backend="cuda")
 
 
 @pytest.mark.parametrize("backend", ["torch", "triton"])
@@ -237,9 +241,9 @@ def test_other_backends() -> None:
     [
         (0, (), r"x must be \[..., D\]"),
         (0, (3, WIDTH + 1), r"fc1_weight must have shape \[20, 13\]"),
-        (1, (WIDTH + 1,), r"ln_weight must have shape \[12\], not \[13\]"),
-        (2, (1, WIDTH), "ln_bias must have shape"),
-        (3, (HIDDEN,), r"fc1_weight \[F, D\]"),
+        (1, (WIDTH + 1,), r"norm_weight must have shape \[12\], not \[13\]"),
+        (2, (1, WIDTH), "norm_bias must have shape"),
+        (3, (HIDDEN,), r"fc1_weight must be \[F, D\]"),
         (4, (WIDTH,), r"fc1_bias must have shape \[20\]"),
         (5, (HIDDEN, WIDTH), r"fc2_weight must have shape \[12, 20\]"),
         (6, (1,), r"fc2_bias must have shape \[12\]"),
@@ -249,4 +253,4 @@ def test_shapes_that_do_not_fit(index: int, shape: tuple[int, ...], message: str
     inputs: list[Any] = make_inputs()
     inputs[index] = torch.zeros(shape, device=DEVICE)
     with pytest.raises(ValueError, match=message):
-        layernorm_mlp(*inputs, backend=backend)
+        layernorm_mlp(inputs[0], MlpWeights(*inputs[1:]), backend=backend)

@@ -24,12 +24,13 @@ from util import (
     present,
     randn,
     transposed_layout,
+    weights,
 )
 
 from titn.kernels import outer_attention, outer_block
 from titn.kernels.common.wide import wide
 
-NORMS = ("ln1_weight", "ln1_bias", "ln2_weight", "ln2_bias")
+NORMS = ("norm1_weight", "norm1_bias", "norm2_weight", "norm2_bias")
 ATTENTION = 7  # x and the six parameters of the attention half
 DTYPES = [torch.float32, torch.float16]
 
@@ -37,7 +38,7 @@ make_inputs = partial(block_inputs, matrix_scale=None)  # every product keeps th
 
 
 def run(backend: str, heads: int, function: Function = outer_block, **options: bool) -> Function:
-    return lambda *t: function(*t, num_heads=heads, backend=backend, **options)
+    return lambda x, *w: function(x, *weights(w), num_heads=heads, backend=backend, **options)
 
 
 def check(
@@ -96,7 +97,7 @@ def test_generic_widths(length: int, width: int, heads: int, dtype: torch.dtype)
 @pytest.mark.parametrize("difference", [-1, 0, 1])
 def test_row_counts_around_one_tile(difference: int, dtype: torch.dtype) -> None:
     kernels = ("outer_block.forward", "outer_block.backward")
-    for rows in {wide(kernel, 12, randn(1, seed=0, dtype=dtype)).rows for kernel in kernels}:
+    for rows in {wide(kernel, 12, dtype, 0).rows for kernel in kernels}:
         check(make_inputs(rows + difference, 1, 12, dtype=dtype)[:ATTENTION], 2, function=outer_attention)
 
 
@@ -120,7 +121,7 @@ def test_no_rows_and_one_row(batch: int, length: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "absent", [BLOCK_BIASES, NORMS, ("qkv_bias",), ("ln1_bias", "ln2_weight"), (*BLOCK_BIASES, *NORMS)]
+    "absent", [BLOCK_BIASES, NORMS, ("qkv_bias",), ("norm1_bias", "norm2_weight"), (*BLOCK_BIASES, *NORMS)]
 )
 def test_absent_parameters(absent: tuple[str, ...]) -> None:
     check(make_inputs(2, 5, 12, hidden=20, absent=absent), 2)

@@ -18,10 +18,11 @@ from util import (
     block_shapes,
     randn,
     transposed_layout,
+    weights,
 )
 
 from titn.kernels import BackendUnavailable, outer_attention, outer_block
-from titn.kernels.outer_block.registration import LayerNormLinear
+from titn.kernels.outer_block.op import LayerNormLinear
 
 WIDTH, HEADS, HIDDEN, LENGTH = 12, 2, 20, 5
 
@@ -33,11 +34,11 @@ def make_inputs(dtype: torch.dtype = torch.float32, length: int = LENGTH, width:
 
 
 def fused(*inputs: Tensor) -> Tensor:
-    return outer_block(*inputs, num_heads=HEADS, backend="triton")
+    return outer_block(inputs[0], *weights(inputs[1:]), num_heads=HEADS, backend="triton")
 
 
 def plain(*inputs: Tensor) -> Tensor:
-    return outer_block(*inputs, num_heads=HEADS, backend="torch")
+    return outer_block(inputs[0], *weights(inputs[1:]), num_heads=HEADS, backend="torch")
 
 
 @pytest.mark.parametrize("vectors", [True, False])
@@ -76,7 +77,7 @@ def test_compiled_in_one_graph(case: str) -> None:
     inputs = make_inputs(length=80 if detail == "80 tokens" else LENGTH)
 
     def function(*t: Tensor) -> Tensor:
-        return outer_block(*t, num_heads=HEADS, backend=backend)
+        return outer_block(t[0], *weights(t[1:]), num_heads=HEADS, backend=backend)
 
     assert_compiles(function, inputs, randn(*inputs[0].shape, seed=50), dynamic=detail == "dynamic")
 
@@ -87,7 +88,7 @@ def test_attention_half_under_autocast(residual: bool) -> None:
     dy = randn(2, LENGTH, WIDTH, seed=50, dtype=torch.float32 if residual else torch.float16)
 
     def attention(backend: str) -> Function:
-        return lambda *t: outer_attention(*t, num_heads=HEADS, residual=residual, backend=backend)
+        return lambda *t: outer_attention(t[0], *weights(t[1:]), num_heads=HEADS, residual=residual, backend=backend)
 
     assert_autocasts(attention("triton"), attention("torch"), make_inputs()[:7], dy)
 
@@ -148,7 +149,7 @@ def test_gradients_of_gradients_are_refused() -> None:
 @CPU_ONLY
 def test_auto_on_the_cpu_is_the_reference() -> None:
     inputs = make_inputs()
-    assert torch.equal(outer_block(*inputs, num_heads=HEADS), plain(*inputs))
+    assert torch.equal(outer_block(inputs[0], *weights(inputs[1:]), num_heads=HEADS), plain(*inputs))
 
 
 @pytest.mark.parametrize(
@@ -171,9 +172,9 @@ def test_triton_says_why_it_cannot_run(
 def test_other_backends() -> None:
     inputs = make_inputs()
     with pytest.raises(BackendUnavailable, match="no native kernel"):
-        outer_block(*inputs, num_heads=HEADS, backend="native")
+        outer_block(inputs[0], *weights(inputs[1:]), num_heads=HEADS, backend="native")
     with pytest.raises(ValueError, match="unknown backend 'cuda'; choose from auto, triton, native, torch"):
-        outer_block(*inputs, num_heads=HEADS, backend="cuda")
+        outer_block(inputs[0], *weights(inputs[1:]), num_heads=HEADS, backend="cuda")
 
 
 @pytest.mark.parametrize(
@@ -182,7 +183,7 @@ def test_other_backends() -> None:
         (0, (LENGTH, WIDTH), HEADS, r"x must be \[B, T, D\], not of 2 dimensions"),
         (0, (2, LENGTH, WIDTH), 5, "5 heads do not divide 12 channels"),
         (0, (2, LENGTH, WIDTH), 0, "0 heads do not divide"),
-        (1, (1,), HEADS, r"ln_weight must have shape \[12\], not \[1\]"),
+        (1, (1,), HEADS, r"norm_weight must have shape \[12\], not \[1\]"),
         (3, (WIDTH, WIDTH), HEADS, r"qkv_weight must have shape \[36, 12\], not \[12, 12\]"),
         (4, (WIDTH,), HEADS, "qkv_bias must have shape"),
         (5, (WIDTH, 3), HEADS, "proj_weight must have shape"),
@@ -194,4 +195,4 @@ def test_shapes_that_do_not_fit(index: int, shape: tuple[int, ...], heads: int, 
     inputs = make_inputs()
     inputs[index] = torch.zeros(shape, device=DEVICE)
     with pytest.raises(ValueError, match=message):
-        outer_block(*inputs, num_heads=heads)
+        outer_block(inputs[0], *weights(inputs[1:]), num_heads=heads)

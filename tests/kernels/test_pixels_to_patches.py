@@ -24,7 +24,7 @@ from util import (
 
 from titn.kernels import BackendUnavailable, pixels_to_patches
 
-NAMES = ("pixels", "patches", "ln_weight", "ln_bias", "weight", "bias")
+NAMES = ("pixels", "patches", "norm_weight", "norm_bias", "weight", "bias")
 
 
 def inputs(
@@ -213,9 +213,9 @@ def test_half_parameters_get_half_gradients() -> None:
         ({0: (2, 3, 12)}, r"must be \[B, N, L, C\]"),
         ({1: (3, 5, 32)}, r"must be \[B, N, L, C\]"),
         ({1: (2, 3, 32)}, "need at least 4 rows"),
-        ({2: (11,)}, "ln_weight must have the shape"),
-        ({4: (32, 47)}, "weight must have the shape"),
-        ({5: (31,)}, "bias must have the shape"),
+        ({2: (11,)}, "norm_weight must have shape"),
+        ({4: (32, 47)}, "weight must have shape"),
+        ({5: (31,)}, "bias must have shape"),
     ],
 )
 def test_shapes_that_do_not_fit(change: dict[int, tuple[int, ...]], message: str) -> None:
@@ -232,7 +232,7 @@ def test_shapes_that_do_not_fit(change: dict[int, tuple[int, ...]], message: str
         ((1, 1, 2, 1, 64, 8), torch.float32, "at most 63 channels"),
         ((1, 1, 2, 86, 12, 8), torch.float32, "1024 columns"),
         ((1, 1, 2, 1, 3, 641), torch.float32, "640 wide"),
-        ((1, 1, 2, 1, 3, 8), torch.float64, "exist for float32, float16 and bfloat16"),
+        ((1, 1, 2, 1, 3, 8), torch.float64, "none of float32, float16, bfloat16"),
     ],
 )
 def test_reasons(shape: tuple[int, ...], dtype: torch.dtype, message: str) -> None:

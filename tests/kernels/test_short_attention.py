@@ -23,8 +23,8 @@ from util import (
     transposed_layout,
 )
 
-from titn.kernels.short_attention import short_attention, triton
-from titn.kernels.short_attention.triton import choose_tile
+from titn.kernels.short_attention import launch, short_attention
+from titn.kernels.short_attention.launch import choose_tile
 
 # S, H, L, d: every kind of tile: merged, packed, one tile a unit, query blocks; heads that divide no tile
 SHAPES = (
@@ -104,11 +104,11 @@ def test_triton_sequences_around_a_tile(heads: int, length: int, width: int) -> 
 def test_triton_more_sequences_than_a_grid_axis_holds(mergeable: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Sequences of one token, in tiles of 8192 units, for the interpreter's sake."""
 
-    def wide(length: int, heads: int, width: int, dtype: torch.dtype, mergeable: bool) -> triton.Tile:
+    def wide(length: int, heads: int, width: int, dtype: torch.dtype, mergeable: bool) -> launch.Tile:
         return replace(choose_tile(length, heads, width, dtype, merge), batches=512)
 
     merge = mergeable
-    monkeypatch.setattr(triton, "choose_tile", wide)
+    monkeypatch.setattr(launch, "choose_tile", wide)
     qkv = randn(65537, 1, 3, 2, 3, seed=1, dtype=torch.float16)
     gradient = randn(65537, 1, 2, 3, seed=2, dtype=torch.float16)
     output, (found,) = output_and_gradients(lambda x: short_attention(x, backend="triton"), (qkv,), gradient)
@@ -123,7 +123,7 @@ def test_triton_more_sequences_than_a_grid_axis_holds(mergeable: bool, monkeypat
 def test_triton_merged_heads_in_float32(shape: tuple[int, int, int, int], monkeypatch: pytest.MonkeyPatch) -> None:
     """The merged kernels' arithmetic to 1e-5; by itself the choice gives float32 to the others."""
     monkeypatch.setattr(
-        triton,
+        launch,
         "choose_tile",
         lambda length, heads, width, dtype, mergeable: choose_tile(length, heads, width, torch.float16, mergeable),
     )

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import HealthCheck, Phase, settings
 from torch import Tensor
 
-from titn.kernels import BackendUnavailable
+from titn.kernels import AttentionWeights, BackendUnavailable, MlpWeights
 
 Function = Callable[..., Tensor]
 Inputs = Sequence[Tensor | None]
@@ -120,13 +121,22 @@ def block_shapes(width: int, hidden: int) -> dict[str, tuple[int, ...]]:
     """Names and shapes of a block's parameters for tokens of `width` channels and an MLP of `hidden` columns."""
     d, f = width, hidden
     return {
-        "ln1_weight": (d,), "ln1_bias": (d,), "qkv_weight": (3 * d, d), "qkv_bias": (3 * d,),
-        "proj_weight": (d, d), "proj_bias": (d,), "ln2_weight": (d,), "ln2_bias": (d,),
+        "norm1_weight": (d,), "norm1_bias": (d,), "qkv_weight": (3 * d, d), "qkv_bias": (3 * d,),
+        "proj_weight": (d, d), "proj_bias": (d,), "norm2_weight": (d,), "norm2_bias": (d,),
         "fc1_weight": (f, d), "fc1_bias": (f,), "fc2_weight": (d, f), "fc2_bias": (d,),
     }  # fmt: skip
 
 
 BLOCK_NAMES = ("x", *block_shapes(1, 1))
+ATTENTION = 6  # weights of the attention half, which come first
+
+
+def weights(flat: Inputs) -> list[Any]:
+    """The twelve weights of a block, or the six of its attention half, as the operations take them."""
+    halves: list[Any] = [AttentionWeights(*flat[:ATTENTION])]  # type: ignore[arg-type]
+    return [*halves, MlpWeights(*flat[ATTENTION:])] if len(flat) > ATTENTION else halves  # type: ignore[arg-type]
+
+
 BLOCK_BIASES = tuple(name for name in BLOCK_NAMES if name.endswith("bias"))
 
 

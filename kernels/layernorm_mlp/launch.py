@@ -8,75 +8,60 @@ import torch
 import triton
 from torch import Tensor
 
-from titn.kernels.common.backend import interpreting
 from titn.kernels.common.compilation import Compilation
+from titn.kernels.common.device import architecture, interpreting
 from titn.kernels.common.partial_sums import sum_compilation, summed
-from titn.kernels.common.wide import Wide, weight_gradient, wide
+from titn.kernels.common.weights import MlpWeights, contiguous
+from titn.kernels.common.wide import Wide, as_rows, weight_gradient, wide
 from titn.kernels.layernorm_mlp.backward import backward_kernel
 from titn.kernels.layernorm_mlp.forward import forward_kernel
 
 SHIPPED_WIDTHS = (192, 384, 640)
 
 
-def forward(
-    x: Tensor,
-    ln_weight: Tensor | None,
-    ln_bias: Tensor | None,
-    fc1_weight: Tensor,
-    fc1_bias: Tensor | None,
-    fc2_weight: Tensor,
-    fc2_bias: Tensor | None,
-    eps: float,
-    residual: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """y [n, D], mean [n] and 1 / deviation [n] of x [n, D]; all contiguous, both weights in the products' dtype."""
-    rows, width = x.shape
-    y = torch.empty_like(x, dtype=None if residual else fc1_weight.dtype)
-    mean, rstd = (x.new_empty(rows, dtype=torch.float32) for _ in range(2))
-    c = wide("layernorm_mlp.forward", width, fc1_weight)
-    if rows:
-        with torch.cuda.device_of(x):
-            forward_kernel[triton.cdiv(rows, c.rows),](
-                x, y, mean, rstd, ln_weight, ln_bias, fc1_weight, fc1_bias, fc2_weight, fc2_bias, rows, eps,
-                **_constants(c, width, fc1_weight.shape[0], residual), **c.options,
-            )  # fmt: skip
-    return y, mean, rstd
+def forward(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """The operator `layernorm_mlp`: y [..., D], mean [n] and 1 / deviation [n] of the n rows of x.
 
-
-def backward(
-    dy: Tensor,
-    x: Tensor,
-    mean: Tensor,
-    rstd: Tensor,
-    ln_weight: Tensor | None,
-    ln_bias: Tensor | None,
-    fc1_weight: Tensor,
-    fc1_bias: Tensor | None,
-    fc2_weight: Tensor,
-    residual: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """dx, dfc1_weight, dfc2_weight and the vectors' gradients, one after the other: [3 D + F], float32.
-
-    Their order: ln_weight, ln_bias, fc2_bias, fc1_bias.
+    rest: the six weights, both matrices in the products' dtype; eps; residual.
     """
-    (rows, width), hidden = x.shape, fc1_weight.shape[0]
-    dx = torch.empty_like(x)
-    kind = fc1_weight.dtype
-    normed = x.new_empty(rows, width, dtype=kind)
-    activation, dhidden = (x.new_empty(rows, hidden, dtype=kind) for _ in range(2))
-    c = wide("layernorm_mlp.backward", width, fc1_weight)
-    programs = triton.cdiv(rows, c.rows)
+    *given, eps, residual = rest
+    rows, w = as_rows(x), MlpWeights(*contiguous(*given))
+    n, width = rows.shape
+    y = torch.empty_like(rows, dtype=None if residual else w.fc1_weight.dtype)
+    mean, rstd = (x.new_empty(n, dtype=torch.float32) for _ in range(2))
+    c = wide("layernorm_mlp.forward", width, w.fc1_weight.dtype, architecture(x))
+    if n:
+        with torch.cuda.device_of(x):
+            forward_kernel[triton.cdiv(n, c.rows),](
+                rows, y, mean, rstd, *w, n, eps, **_constants(c, width, w.fc1_weight.shape[0], residual), **c.options
+            )
+    return y.view(x.shape), mean, rstd
+
+
+def backward(dy: Tensor, x: Tensor, mean: Tensor, rstd: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The operator `layernorm_mlp_backward`: dx, dfc1_weight, dfc2_weight, and the vectors' gradients [3 D + F].
+
+    All but dx in float32; the order of the vectors: norm_weight, norm_bias, fc2_bias, fc1_bias. rest: the weights
+    without fc2_bias; residual.
+    """
+    *given, residual = rest
+    rows, gradient, w = as_rows(x), as_rows(dy), MlpWeights(*contiguous(*given, None))
+    (n, width), hidden, kind = rows.shape, w.fc1_weight.shape[0], w.fc1_weight.dtype
+    dx = torch.empty_like(rows)
+    normed = x.new_empty(n, width, dtype=kind)
+    activation, dhidden = (x.new_empty(n, hidden, dtype=kind) for _ in range(2))
+    c = wide("layernorm_mlp.backward", width, kind, architecture(x))
+    programs = triton.cdiv(n, c.rows)
     partial = x.new_empty(programs, 3 * width + hidden, dtype=torch.float32)
-    if rows:
+    if n:
         with torch.cuda.device_of(x):
             backward_kernel[programs,](
-                x, dy, mean, rstd, ln_weight, ln_bias, fc1_weight, fc1_bias, fc2_weight,
-                dx, normed, activation, dhidden, partial, rows,
+                rows, gradient, mean, rstd, *w[:5], dx, normed, activation, dhidden, partial, n,
                 **_constants(c, width, hidden, residual), **c.options,
             )  # fmt: skip
     dfc1 = weight_gradient(dhidden, normed)
-    dfc2 = weight_gradient(dy.to(kind), activation)
-    return dx, dfc1, dfc2, summed(partial)
+    dfc2 = weight_gradient(gradient.to(kind), activation)
+    return dx.view(x.shape), dfc1, dfc2, summed(partial)
 
 
 def shipped(arch: int) -> list[Compilation]:
@@ -84,7 +69,7 @@ def shipped(arch: int) -> list[Compilation]:
     found = []
     for width in SHIPPED_WIDTHS:
         hidden = 4 * width
-        vectors = dict.fromkeys(("ln_weight", "ln_bias", "fc1_bias", "fc2_bias", "mean", "rstd"), "*fp32")
+        vectors = dict.fromkeys(("norm_weight", "norm_bias", "fc1_bias", "fc2_bias", "mean", "rstd"), "*fp32")
         forward = vectors | dict.fromkeys(("x", "y", "fc1_weight", "fc2_weight"), "*bf16")
         forward |= {"n_rows": "i32", "eps": "fp32"}
         halves = ("x", "dy", "dx", "fc1_weight", "fc2_weight", "normed_out", "activation", "dhidden")
