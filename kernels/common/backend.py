@@ -60,8 +60,6 @@ def triton_reasons(x: Tensor, requested: str, *others: Tensor | None, dtype: tor
     if interpreting():
         if requested != "triton":
             return ["Triton's interpreter is for tests and runs only when asked for by name"]
-        if torch.bfloat16 in dtypes:
-            return ["the interpreter computes wrong bfloat16 results"]
     elif not x.is_cuda:
         return [f"the tensor is on {x.device.type}, Triton kernels need a CUDA device"]
     elif torch.version.hip is not None:

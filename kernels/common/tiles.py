@@ -11,6 +11,13 @@ FAST chooses inline PTX, which Triton's interpreter cannot run; without it the s
 import triton
 import triton.language as tl
 
+from titn.kernels.common.device import interpreting
+
+if interpreting():
+    from titn.kernels.common.interpreter import mend
+
+    mend()
+
 
 @triton.jit
 def load_tile(pointer, row, present, c, WIDTH: tl.constexpr):

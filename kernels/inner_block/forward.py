@@ -115,9 +115,9 @@ def inner_forward(
     x, mid, y, packed, fc2_bias, n_rows, eps,
     C: tl.constexpr, CP: tl.constexpr, H: tl.constexpr, D: tl.constexpr, SW: tl.constexpr, HS: tl.constexpr,
     FP: tl.constexpr, FB: tl.constexpr, L: tl.constexpr, TP: tl.constexpr, G: tl.constexpr,
-    RESIDENT_SLICES: tl.constexpr, RESIDENT_BLOCKS: tl.constexpr, SAVE_MID: tl.constexpr, FAST: tl.constexpr,
+    RESIDENT_SLICES: tl.constexpr, RESIDENT_BLOCKS: tl.constexpr, FAST: tl.constexpr,
 ):  # fmt: skip
-    """y, and mid where SAVE_MID, from x [n_rows, C]. Grid: any number of programs, each takes every n-th tile.
+    """y and mid from x [n_rows, C]. Grid: any number of programs, each takes every n-th tile.
 
     The weights of the first RESIDENT_SLICES head slices and RESIDENT_BLOCKS hidden blocks stay in registers, the others
     are read again for every tile.
@@ -150,8 +150,7 @@ def inner_forward(
             o, total, _ = attention(q, k, v_t, HS if (s + 1) * HS <= H else H - s * HS, D, L, tl.float32, FAST)
             o = (o * reciprocal(total, FAST)).to(dtype)
             residual = product(o, weight(held, 3, s < RESIDENT_SLICES, packed, s * SW, R, SW, CP, G), residual)
-        if SAVE_MID:
-            store_tile(mid + start * C, row, mask, c, residual, C)
+        store_tile(mid + start * C, row, mask, c, residual, C)
         xn, _ = normalised(residual, C, eps)
         xh = with_ones(xn, C, dtype)
         if fc2_bias is not None:

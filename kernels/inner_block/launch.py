@@ -13,7 +13,7 @@ from torch import Tensor
 
 from titn.kernels.common.compilation import Compilation
 from titn.kernels.common.configurations import configuration
-from titn.kernels.common.device import architecture, interpreting, programs
+from titn.kernels.common.device import architecture, compiled_resident, interpreting, positive, programs
 from titn.kernels.common.weights import MlpWeights, contiguous
 from titn.kernels.inner_block.backward import attention_backward, mlp_backward
 from titn.kernels.inner_block.backward_wide import attention_backward_wide, mlp_backward_wide
@@ -99,8 +99,8 @@ class Geometry:
             "FP": self.padded_hidden,
         }
 
-    def kernel(self, name: str, architecture: int, **extra: Any) -> tuple[dict[str, Any], dict[str, int], int]:
-        """Constants, launch options and programs per multiprocessor of one of the three large kernels."""
+    def kernel(self, name: str, architecture: int) -> tuple[dict[str, Any], dict[str, int], int]:
+        """Constants, launch options, and programs per multiprocessor (0: what it holds) of one of the large kernels."""
         in_memory = name != "forward" and self.sums_in_memory
         widths = f"{self.padded} in memory" if in_memory else str(self.padded)
         settings = configuration(f"inner_block.{name}", widths, architecture)
@@ -128,7 +128,7 @@ class Geometry:
             constants["RESIDENT"] = bool(settings["resident"])
             constants["SHARED_SUMS"] = bool(settings["shared_sums"])
         options = {"num_warps": settings["num_warps"], "num_stages": 1, "enable_fp_fusion": True}
-        return constants | extra, options, settings["programs"]
+        return constants, options, settings.get("programs", 0)
 
     def tile_rows(self, constants: Mapping[str, Any]) -> int:
         """Rows of one pass of a kernel's main loop."""
@@ -150,18 +150,19 @@ def forward(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
     rest: the twelve weights; num_heads; eps.
     """
     *given, num_heads, eps = rest
-    x, weights = x.contiguous(), contiguous(*given)
+    x, weights, eps = x.contiguous(), contiguous(*given), positive(eps)
     g = geometry(x, MlpWeights(*weights[6:]), num_heads)
     packed = x.new_empty(g.packed_shape)
     mid, y = torch.empty_like(x), torch.empty_like(x)
     rows = x.shape[0] * x.shape[1]
-    constants, options, per_multiprocessor = g.kernel("forward", architecture(x), SAVE_MID=True)
+    constants, options, wanted = g.kernel("forward", architecture(x))
+    arguments, named = (x, mid, y, packed, weights[11], rows, eps), constants | options
     with torch.cuda.device_of(x):
         pack_weights[(packed.shape[0] // 16,)](
             packed, *weights[:11], g.head_width**-0.5, **g.packed_constants(), num_warps=4, enable_fp_fusion=True
         )
-        grid = (programs(x, -(-rows // g.tile_rows(constants)), per_multiprocessor),)
-        inner_forward[grid](x, mid, y, packed, weights[11], rows, eps, **constants, **options)
+        held = wanted or compiled_resident(inner_forward, x, arguments, named)
+        inner_forward[(programs(x, -(-rows // g.tile_rows(constants)), held),)](*arguments, **named)
     return y, mid, packed
 
 
@@ -171,7 +172,7 @@ def backward(dy: Tensor, x: Tensor, mid: Tensor, packed: Tensor, *rest: Any) -> 
     rest: the twelve weights; num_heads; eps.
     """
     *given, num_heads, eps = rest
-    x, dy, weights = x.contiguous(), dy.contiguous(), contiguous(*given)
+    x, dy, weights, eps = x.contiguous(), dy.contiguous(), contiguous(*given), positive(eps)
     g = geometry(x, MlpWeights(*weights[6:]), num_heads)
     dx, dmid = torch.empty_like(x), torch.empty_like(x)
     gradients = [None if w is None else torch.empty_like(w) for w in weights]
@@ -189,14 +190,16 @@ def _half(name: str, g: Geometry, tensors: tuple[Tensor, ...], width: int, eps: 
     """Launches the backward kernel of one half; the sums of its programs, [programs, CP, width] float32."""
     x = tensors[0]
     rows = x.shape[0] * x.shape[1]
-    constants, options, per_multiprocessor = g.kernel(name, architecture(x))
-    count = programs(x, -(-rows // g.tile_rows(constants)), per_multiprocessor)
+    constants, options, wanted = g.kernel(name, architecture(x))
+    named, in_memory = constants | options, "UNROLL" in constants
+    behind: list[Any] = [rows, eps]
+    if not in_memory:  # where the gradient of xh waits between the parts
+        behind.insert(0, x.new_empty(x.shape if constants["PARTS"] > 1 else 0, dtype=torch.float32))
+    kernel = BACKWARD[name, in_memory]
+    held = wanted or compiled_resident(kernel, x, (*tensors, torch.float32, *behind), named)
+    count = programs(x, -(-rows // g.tile_rows(constants)), held)
     sums = x.new_empty(count, g.padded, width, dtype=torch.float32)
-    in_memory = "UNROLL" in constants
-    scratch = []  # where the gradient of xh waits between the parts
-    if not in_memory:
-        scratch.append(x.new_empty(x.shape if constants["PARTS"] > 1 else 0, dtype=torch.float32))
-    BACKWARD[name, in_memory][(count,)](*tensors, sums, *scratch, rows, eps, **constants, **options)
+    kernel[(count,)](*tensors, sums, *behind, **named)
     return sums
 
 
@@ -220,8 +223,7 @@ def shipped(arch: int) -> list[Compilation]:
             ("mlp_backward", ("mid", "dy", "dmid", "packed")),
             ("attention_backward", ("x", "dy", "dx", "packed")),
         ):
-            extra = {"SAVE_MID": True} if name == "forward" else {}
-            constants, options, _ = g.kernel(name, arch, **extra)
+            constants, options, _ = g.kernel(name, arch)
             function = inner_forward if name == "forward" else BACKWARD[name, "UNROLL" in constants]
             types = dict.fromkeys(pointers, "*bf16") | scalars
             types |= {"fc2_bias": "*fp32"} if name == "forward" else {"sums": "*fp32"}

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from titn.kernels.common.backend import choose, no_native_kernel, triton_reasons
-from titn.kernels.common.device import autocast_dtype
+from titn.kernels.common.device import autocast_dtype, interpreting
 from titn.kernels.common.registration import register
 from titn.kernels.common.weights import AttentionWeights, MlpWeights
 from titn.kernels.inner_block.reference import GROUP, inner_block_innermost, inner_block_reference
@@ -17,6 +17,8 @@ from titn.kernels.inner_block.reference import GROUP, inner_block_innermost, inn
 LARGEST_LENGTH = 64
 LARGEST_CHANNELS = 63
 LARGEST_HEAD = 31
+FLOAT32_LENGTH, FLOAT32_CHANNELS = 16, 15
+"""Up to here float32 kernels fit every supported device: their products take twice the registers and shared memory."""
 
 
 def inner_block(
@@ -79,6 +81,9 @@ def _triton_reasons(
         reasons.append(f"sequences of {length} are not within 1 to {LARGEST_LENGTH}")
     if channels > LARGEST_CHANNELS:
         reasons.append(f"{channels} channels are more than {LARGEST_CHANNELS}")
+    if dtype == torch.float32 and not interpreting() and (length > FLOAT32_LENGTH or channels > FLOAT32_CHANNELS):
+        fits = f"{FLOAT32_LENGTH} tokens of {FLOAT32_CHANNELS} channels"
+        reasons.append(f"in float32 no more than {fits} fit a GPU's shared memory: use bfloat16 or float16")
     if channels // num_heads > LARGEST_HEAD:
         reasons.append(f"heads of width {channels // num_heads} are wider than {LARGEST_HEAD}")
     return reasons

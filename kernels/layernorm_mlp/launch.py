@@ -9,7 +9,7 @@ import triton
 from torch import Tensor
 
 from titn.kernels.common.compilation import Compilation
-from titn.kernels.common.device import architecture, interpreting
+from titn.kernels.common.device import architecture, interpreting, positive
 from titn.kernels.common.partial_sums import sum_compilation, summed
 from titn.kernels.common.weights import MlpWeights, contiguous
 from titn.kernels.common.wide import Wide, as_rows, weight_gradient, wide
@@ -33,7 +33,15 @@ def forward(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
     if n:
         with torch.cuda.device_of(x):
             forward_kernel[triton.cdiv(n, c.rows),](
-                rows, y, mean, rstd, *w, n, eps, **_constants(c, width, w.fc1_weight.shape[0], residual), **c.options
+                rows,
+                y,
+                mean,
+                rstd,
+                *w,
+                n,
+                positive(eps),
+                **_constants(c, width, w.fc1_weight.shape[0], residual),
+                **c.options,
             )
     return y.view(x.shape), mean, rstd
 

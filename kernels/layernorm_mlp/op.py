@@ -47,13 +47,14 @@ def layernorm_mlp(
     }
     if choose("layernorm_mlp", backend, reasons) == "torch":
         return layernorm_mlp_reference(x, weights, eps=eps, residual=residual)
-    return _LayerNormMLP.apply(x, eps, residual, dtype, *weights)
+    return _LayerNormMLP.apply(x, *weights, eps, residual, dtype)
 
 
 class _LayerNormMLP(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, eps: float, residual: bool, dtype: torch.dtype, *weights: Tensor | None) -> Tensor:
-        norm_weight, norm_bias, fc1_weight, fc1_bias, fc2_weight, fc2_bias = MlpWeights(*weights)  # type: ignore[arg-type]
+    def forward(ctx: Any, x: Tensor, *rest: Any) -> Tensor:
+        *weights, eps, residual, dtype = rest
+        norm_weight, norm_bias, fc1_weight, fc1_bias, fc2_weight, fc2_bias = weights
         w1, w2 = fc1_weight.to(dtype), fc2_weight.to(dtype)
         y, mean, rstd = torch.ops.titn.layernorm_mlp(
             x, norm_weight, norm_bias, w1, fc1_bias, w2, fc2_bias, eps, residual
@@ -70,7 +71,8 @@ class _LayerNormMLP(torch.autograd.Function):
         hidden, width = dfc1.shape
         dgamma, dbeta, dbias2, dbias1 = vectors.split((width, width, width, hidden))
         gradients = (dgamma, dbeta, dfc1, dbias1, dfc2, dbias2)
-        return dx, None, None, None, *(cast(g, dtype) for g, dtype in zip(gradients, ctx.dtypes, strict=True))
+        cast_gradients = [cast(g, dtype) for g, dtype in zip(gradients, ctx.dtypes, strict=True)]
+        return dx, *cast_gradients, None, None, None
 
 
 def _forward_fake(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:

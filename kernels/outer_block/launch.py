@@ -9,7 +9,7 @@ import triton
 from torch import Tensor
 
 from titn.kernels.common.compilation import Compilation
-from titn.kernels.common.device import architecture
+from titn.kernels.common.device import architecture, positive
 from titn.kernels.common.partial_sums import summed
 from titn.kernels.common.weights import contiguous
 from titn.kernels.common.wide import Wide, as_rows, wide
@@ -71,7 +71,7 @@ def _forward(x: Tensor, residual: Tensor | None, out: Tensor, mean: Tensor | Non
     c = wide("outer_block.forward", width, weight.dtype, architecture(x))
     named = _constants(c, width, weight.shape[0], mean is not None) | c.options
     with torch.cuda.device_of(x):
-        forward_kernel[triton.cdiv(rows, c.rows),](x, residual, out, mean, *tensors, rows, eps, **named)
+        forward_kernel[triton.cdiv(rows, c.rows),](x, residual, out, mean, *tensors, rows, positive(eps), **named)
 
 
 def _backward(dout: Tensor, x: Tensor | None, *rest: Tensor | None) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from titn.kernels.common.compilation import Compilation
 from titn.kernels.common.configurations import configuration
-from titn.kernels.common.device import architecture, programs
+from titn.kernels.common.device import architecture, positive, programs
 from titn.kernels.common.weights import contiguous
 from titn.kernels.pixels_to_patches.backward import backward_kernel, reduce_kernel
 from titn.kernels.pixels_to_patches.forward import forward_kernel
@@ -81,7 +81,7 @@ def forward(pixels: Tensor, patches: Tensor, *rest: Any) -> Tensor:
     grid = (triton.cdiv(images * t, tile.rows), tile.tiles)
     with torch.cuda.device_of(pixels):
         forward_kernel[grid](
-            pixels, patches, *parameters, out, images * t, eps,
+            pixels, patches, *parameters, out, images * t, positive(eps),
             **constants(tile, n, t, length, channels, width), HAS_BIAS=parameters[3] is not None,
             **tile.options, enable_fp_fusion=True,
         )  # fmt: skip
@@ -109,7 +109,7 @@ def backward(gradient: Tensor, pixels: Tensor, *rest: Any) -> tuple[Tensor, ...]
     part_norm = pixels.new_empty(splits * shares, 2 * channels, dtype=torch.float32)
     with torch.cuda.device_of(pixels):
         backward_kernel[chunks, tile.tiles, splits](
-            gradient, pixels, *parameters, dpixels, part_weight, part_bias, part_norm, rows, eps,
+            gradient, pixels, *parameters, dpixels, part_weight, part_bias, part_norm, rows, positive(eps),
             **constants(tile, n, t, length, channels, width), **tile.options, enable_fp_fusion=True,
         )  # fmt: skip
         blocks = triton.cdiv(width * columns, REDUCE_BLOCK) + triton.cdiv(width, REDUCE_BLOCK) + 1
