@@ -36,7 +36,7 @@ def inner_block(
         x: [S, L, C], float32, float16 or bfloat16 (backend "torch": any floating dtype), any strides.
         attention, mlp: weights of C channels, and any hidden width.
         num_heads: divides C.
-        eps: added to the variance in both LayerNorms.
+        eps: added to the variance in both LayerNorms; in Triton at least 2^-126, so that no row divides 0 by 0.
         backend: "auto" (the first that can run), "triton", "torch" or "native".
 
     Returns:

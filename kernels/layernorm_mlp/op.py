@@ -24,7 +24,7 @@ def layernorm_mlp(
     Args:
         x: [..., D], float32, float16 or bfloat16 (backend "torch": any floating dtype), any strides.
         weights: of D channels and any hidden width.
-        eps: added to the variance.
+        eps: added to the variance; in Triton at least 2^-126, so that rows without variance stay numbers.
         residual: whether x is added to the result.
         backend: "auto" (torch: the Triton kernels have not been timed yet), "triton", "torch" or "native".
 

@@ -35,7 +35,7 @@ def outer_attention(
         x: [B, T, D], float32, float16 or bfloat16 (backend "torch": any floating dtype), any strides.
         weights: of D channels.
         num_heads: divides D.
-        eps: added to the variance.
+        eps: added to the variance; in Triton at least 2^-126, so that rows without variance stay numbers.
         residual: whether x is added to the result.
         backend: "auto" (torch: the Triton kernels have not been timed yet; `short_attention` chooses for itself),
             "triton", "torch" or "native".

@@ -36,7 +36,7 @@ def pixels_to_patches(
         norm_weight, norm_bias: `[C]`, of the norm over channels.
         weight: `[D, L * C]`; pixel l, channel c of a patch is column l * C + c.
         bias: `[D]` or None.
-        eps: added to the variance.
+        eps: added to the variance; in Triton at least 2^-126, so that rows without variance stay numbers.
         backend: "auto" (triton, else torch), "torch" or "triton".
 
     Returns:

@@ -65,7 +65,9 @@ def test_operators_pass_opcheck(operation: Operation, mixed: bool) -> None:
 @every
 @pytest.mark.parametrize("dynamic", [False, True])
 def test_compiled_in_one_graph(operation: Operation, dynamic: bool) -> None:
-    assert_compiles(operation.by("triton"), operation.draw(), operation.gradient(), dynamic=dynamic)
+    """Shapes may be free; PyTorch 2.14 cannot pass one free float (eps) to two autograd functions."""
+    with torch._dynamo.config.patch(specialize_float=True):
+        assert_compiles(operation.by("triton"), operation.draw(), operation.gradient(), dynamic=dynamic)
 
 
 @every
