@@ -10,8 +10,8 @@ from collections.abc import Mapping
 
 CONFIGURATIONS: dict[tuple[str, str, int], Mapping[str, int]] = {
     # Inner block, by padded channels. Residence of weights, shared_sums and parts: kernels/inner_block/forward.py and
-    # backward.py; unroll: backward_wide.py, whose kernels it chooses; "programs", where given: on a multiprocessor, else
-    # as many as it holds.
+    # backward.py; unroll: backward_wide.py, whose kernels it chooses; "programs", where given: on a multiprocessor,
+    # else as many as it holds.
     ("inner_block.forward", "16", 0): {"num_warps": 4, "resident_slices": 9, "resident_blocks": 9},
     ("inner_block.forward", "32", 0): {"num_warps": 4, "resident_slices": 2, "resident_blocks": 4},
     ("inner_block.forward", "64", 0): {"num_warps": 4, "resident_slices": 0, "resident_blocks": 0},
