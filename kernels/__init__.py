@@ -1,6 +1,7 @@
 """Fused operations with their plain references; each takes a `backend`, and none falls back silently."""
 
 from titn.kernels.common.backend import BackendUnavailable
+from titn.kernels.common.weights import AttentionWeights, MlpWeights
 from titn.kernels.distillation_loss import distillation_loss
 from titn.kernels.inner_block import inner_block
 from titn.kernels.layernorm_mlp import layernorm_mlp
@@ -9,7 +10,9 @@ from titn.kernels.pixels_to_patches import pixels_to_patches
 from titn.kernels.short_attention import short_attention
 
 __all__ = [
+    "AttentionWeights",
     "BackendUnavailable",
+    "MlpWeights",
     "distillation_loss",
     "inner_block",
     "layernorm_mlp",

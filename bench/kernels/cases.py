@@ -17,6 +17,8 @@ import torch
 from torch import Tensor
 
 from titn.kernels import (
+    AttentionWeights,
+    MlpWeights,
     distillation_loss,
     inner_block,
     layernorm_mlp,
@@ -147,7 +149,7 @@ def block(function: Callable[..., Tensor], sequences: int, length: int, width: i
         function.__name__,
         f"{sequences} x {length} x {c}, {heads} heads",
         draw,
-        lambda inputs, backend: function(*inputs, num_heads=heads, backend=backend),
+        lambda inputs, backend: _call(function, _block_weights(inputs), num_heads=heads, backend=backend),
         products=2 * tokens * c * (4 * c + 2 * f) + 4 * tokens * length * c,
         width=c,
         heads=heads,
@@ -200,7 +202,7 @@ def mlp(rows: int, width: int) -> Case:
         "layernorm_mlp",
         f"{rows} x {c}",
         draw,
-        lambda inputs, backend: _call(layernorm_mlp, inputs, backend=backend),
+        lambda inputs, backend: _call(layernorm_mlp, _mlp_weights(inputs), backend=backend),
         products=4 * rows * c * f,
         width=c,
     )
@@ -235,5 +237,13 @@ def _normal(shape: Sequence[int], g: torch.Generator, dtype: torch.dtype, scale:
     return (torch.randn(*shape, generator=g, dtype=torch.float32) * scale).to(dtype)
 
 
-def _call(function: Callable[..., Tensor], inputs: Inputs, **keywords: Any) -> Tensor:
+def _call(function: Callable[..., Tensor], inputs: Sequence[Any], **keywords: Any) -> Tensor:
     return function(*inputs, **keywords)
+
+
+def _block_weights(inputs: Sequence[Any]) -> list[Any]:
+    return [inputs[0], AttentionWeights(*inputs[1:7]), MlpWeights(*inputs[7:])]
+
+
+def _mlp_weights(inputs: Sequence[Any]) -> list[Any]:
+    return [inputs[0], MlpWeights(*inputs[1:])]

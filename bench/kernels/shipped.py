@@ -27,5 +27,5 @@ def shipped(operation: str, arch: int) -> list[Compilation]:
 
 def configurations(operation: str, arch: int) -> list[Compilation]:
     """As `shipped`, by the table of configurations as it stands now."""
-    found: list[Compilation] = importlib.import_module(f"titn.kernels.{operation}.triton").shipped(arch)
+    found: list[Compilation] = importlib.import_module(f"titn.kernels.{operation}.launch").shipped(arch)
     return found

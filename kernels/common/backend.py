@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 from collections.abc import Callable, Mapping
 
 import torch
+from torch import Tensor
+
+from titn.kernels.common.device import FLOATS, interpreting
 
 _INSTALLED = {name: importlib.util.find_spec(name) is not None for name in ("triton", "xformers")}
 
@@ -46,30 +48,31 @@ def installed(package: str) -> bool:
     return _INSTALLED[package]
 
 
-def interpreting() -> bool:
-    """Whether Triton runs kernels in its CPU interpreter (TRITON_INTERPRET=1 before the first import of triton)."""
-    return os.environ.get("TRITON_INTERPRET") == "1"
+def triton_reasons(x: Tensor, requested: str, *others: Tensor | None, dtype: torch.dtype | None = None) -> list[str]:
+    """Why Triton kernels cannot run on x and the other tensors with products in `dtype` (None: that of x).
 
-
-def triton_reasons(tensor: torch.Tensor, requested: str) -> list[str]:
-    """Why Triton kernels cannot run on `tensor`; the interpreter counts only where "triton" is asked for by name."""
+    The interpreter counts only where "triton" is asked for by name.
+    """
     if not installed("triton"):
         return ["the package triton is not installed"]
+    present = [x, *(t for t in others if t is not None)]
+    dtypes = [x.dtype if dtype is None else dtype, *(t.dtype for t in present)]
     if interpreting():
         if requested != "triton":
             return ["Triton's interpreter is for tests and runs only when asked for by name"]
-        return ["the interpreter computes wrong bfloat16 results"] if tensor.dtype == torch.bfloat16 else []
-    if not tensor.is_cuda:
-        return [f"the tensor is on {tensor.device.type}, Triton kernels need a CUDA device"]
-    if torch.version.hip is not None:
+    elif not x.is_cuda:
+        return [f"the tensor is on {x.device.type}, Triton kernels need a CUDA device"]
+    elif torch.version.hip is not None:
         return ["ROCm builds of PyTorch are untested"]
-    if torch.cuda.get_device_capability(tensor.device) < (8, 0):
+    elif torch.cuda.get_device_capability(x.device) < (8, 0):
         return ["the device's compute capability is below 8.0"]
-    return []
+    unknown = [kind for kind in dtypes if kind not in FLOATS]
+    reasons = [f"{unknown[0]} is none of float32, float16, bfloat16"] if unknown else []
+    if any(t.device != x.device for t in present):
+        reasons.append("the tensors are on different devices")
+    return reasons
 
 
-def autocast_dtype(device_type: str) -> torch.dtype | None:
-    """The dtype that autocast asks for on this kind of device; None where it is off, as always on the meta device."""
-    if device_type != "meta" and torch.is_autocast_enabled(device_type):
-        return torch.get_autocast_dtype(device_type)
-    return None
+def no_native_kernel() -> list[str]:
+    """Why backend "native" cannot run."""
+    return ["this version has no native kernel for it"]

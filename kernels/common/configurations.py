@@ -10,37 +10,35 @@ from collections.abc import Mapping
 
 CONFIGURATIONS: dict[tuple[str, str, int], Mapping[str, int]] = {
     # Inner block, by padded channels. Residence of weights, shared_sums and parts: kernels/inner_block/forward.py and
-    # backward.py; unroll: backward_wide.py, whose kernels it chooses; programs: per multiprocessor.
-    ("inner_block.forward", "16", 0): {"num_warps": 4, "resident_slices": 9, "resident_blocks": 9, "programs": 4},
-    ("inner_block.forward", "32", 0): {"num_warps": 4, "resident_slices": 2, "resident_blocks": 4, "programs": 2},
-    ("inner_block.forward", "64", 0): {"num_warps": 4, "resident_slices": 0, "resident_blocks": 0, "programs": 1},
-    ("inner_block.mlp_backward", "16", 0): {"num_warps": 4, "resident": 1, "shared_sums": 0, "parts": 1, "programs": 3},
-    ("inner_block.mlp_backward", "32", 0): {"num_warps": 4, "resident": 0, "shared_sums": 1, "parts": 3, "programs": 2},
-    ("inner_block.mlp_backward", "64", 0): {"num_warps": 8, "resident": 0, "shared_sums": 1, "parts": 1, "programs": 1},
-    ("inner_block.mlp_backward", "64 in memory", 0): {"num_warps": 8, "unroll": 1, "programs": 1},
+    # backward.py; unroll: backward_wide.py, whose kernels it chooses; "programs", where given: on a multiprocessor,
+    # else as many as it holds.
+    ("inner_block.forward", "16", 0): {"num_warps": 4, "resident_slices": 9, "resident_blocks": 9},
+    ("inner_block.forward", "32", 0): {"num_warps": 4, "resident_slices": 2, "resident_blocks": 4},
+    ("inner_block.forward", "64", 0): {"num_warps": 4, "resident_slices": 0, "resident_blocks": 0},
+    ("inner_block.mlp_backward", "16", 0): {"num_warps": 4, "resident": 1, "shared_sums": 0, "parts": 1},
+    ("inner_block.mlp_backward", "32", 0): {"num_warps": 4, "resident": 0, "shared_sums": 1, "parts": 3},
+    ("inner_block.mlp_backward", "64", 0): {"num_warps": 8, "resident": 0, "shared_sums": 1, "parts": 1},
+    ("inner_block.mlp_backward", "64 in memory", 0): {"num_warps": 8, "unroll": 1},
     ("inner_block.attention_backward", "16", 0): {
         "num_warps": 4,
         "resident": 1,
         "shared_sums": 0,
         "parts": 1,
-        "programs": 2,
     },
     ("inner_block.attention_backward", "32", 0): {
         "num_warps": 4,
         "resident": 0,
         "shared_sums": 1,
         "parts": 2,
-        "programs": 2,
     },
     ("inner_block.attention_backward", "64", 0): {
         "num_warps": 8,
         "resident": 0,
         "shared_sums": 1,
         "parts": 1,
-        "programs": 1,
     },
-    ("inner_block.attention_backward", "64 in memory", 0): {"num_warps": 8, "unroll": 1, "programs": 1},
-    # pixels_to_patches, by padded channels: kernels/pixels_to_patches/configuration.py. columns: of a chunk of pixels.
+    ("inner_block.attention_backward", "64 in memory", 0): {"num_warps": 8, "unroll": 1},
+    # pixels_to_patches, by padded channels: kernels/pixels_to_patches/launch.py. columns: of a chunk of pixels.
     ("pixels_to_patches.forward", "16", 0): {"num_warps": 8, "rows": 32, "columns": 64},
     ("pixels_to_patches.forward", "16", 90): {"num_warps": 8, "rows": 64, "columns": 64},
     ("pixels_to_patches.forward", "16", 100): {"num_warps": 8, "rows": 64, "columns": 64},

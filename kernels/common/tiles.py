@@ -1,5 +1,5 @@
 # mypy: disable-error-code="no-untyped-def"
-"""Device functions shared by the Triton kernels: products of small batched tiles, GELU, LayerNorm, masks.
+"""Device functions shared by the Triton kernels: reading and writing rows, products of small tiles, GELU, LayerNorm.
 
 Tiles are [G, rows, columns]: G independent tiles, one to a warp, so that a batched `tl.dot` becomes one chain of `mma`
 instructions per tile, and the result of one product is the operand of the next without leaving its registers wherever
@@ -10,6 +10,38 @@ FAST chooses inline PTX, which Triton's interpreter cannot run; without it the s
 
 import triton
 import triton.language as tl
+
+from titn.kernels.common.device import interpreting
+
+if interpreting():
+    from titn.kernels.common.interpreter import mend
+
+    mend()
+
+
+@triton.jit
+def load_tile(pointer, row, present, c, WIDTH: tl.constexpr):
+    """Columns c of the rows of a matrix [n, WIDTH] from `pointer` on: [*row.shape, len(c)], 0 where there is none."""
+    mask = tl.expand_dims(present, -1) & (c < WIDTH)
+    return tl.load(pointer + (tl.expand_dims(row, -1) * WIDTH + c), mask=mask, other=0.0)
+
+
+@triton.jit
+def store_tile(pointer, row, present, c, value, WIDTH: tl.constexpr):
+    """Stores what `load_tile` reads, in the pointer's dtype."""
+    mask = tl.expand_dims(present, -1) & (c < WIDTH)
+    at = tl.expand_dims(row, -1) * WIDTH + c
+    tl.store(pointer + at, value.to(pointer.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def vector(pointer, index, mask, default: tl.constexpr):
+    """pointer[index] as float32; `default` where masked, and throughout where the parameter is absent."""
+    if pointer is None:
+        value = tl.full(index.shape, default, tl.float32)
+    else:
+        value = tl.load(pointer + index, mask=mask, other=default).to(tl.float32)
+    return value
 
 
 @triton.jit

@@ -8,11 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from titn.kernels.common.backend import interpreting, triton_reasons
+from titn.kernels.common.backend import triton_reasons
 from titn.kernels.common.configurations import configuration
 
 WIDEST = 640
-DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
 @dataclass(frozen=True)
@@ -32,32 +31,22 @@ class Wide:
     options: dict[str, Any]
 
 
-def wide(kernel: str, width: int, like: Tensor | torch.dtype, architecture: int | None = None) -> Wide:
-    """Tiles of `kernel` for rows of `width` channels and products in the dtype (and on the device) of `like`."""
-    dtype = like if isinstance(like, torch.dtype) else like.dtype
-    if architecture is None:
-        architecture = _architecture(like)
+def wide(kernel: str, width: int, dtype: torch.dtype, arch: int) -> Wide:
+    """Tiles of `kernel` for rows of `width` channels and products in `dtype` on compute capability `arch`."""
     sizes = "fp32" if dtype == torch.float32 else str(next(w for w in (192, 384, 640) if width <= w))
-    settings = configuration(kernel, sizes, architecture)
+    settings = configuration(kernel, sizes, arch)
     columns = min(settings["columns"], max(16, 1 << (width - 1).bit_length()))
     options = {"num_warps": settings["num_warps"], "num_stages": settings["num_stages"], "enable_fp_fusion": True}
     return Wide(settings["rows"], columns, settings["block"], options)
 
 
-def wide_reasons(dtype: torch.dtype, tensors: tuple[Tensor | None, ...], requested: str) -> list[str]:
-    """Why the Triton kernels for wide rows cannot run: x comes first in `tensors`; products would be in `dtype`."""
-    x, *parameters = [t for t in tensors if t is not None]
-    reasons = triton_reasons(x, requested)
-    if interpreting() and requested == "triton" and dtype == torch.bfloat16 != x.dtype:
-        reasons.append("the interpreter computes wrong bfloat16 results")
+def wide_reasons(x: Tensor, requested: str, *weights: Tensor | None, dtype: torch.dtype) -> list[str]:
+    """Why the Triton kernels for wide rows cannot run on x [..., D] with products in `dtype`."""
+    reasons = triton_reasons(x, requested, *weights, dtype=dtype)
     if requested == "auto":
         reasons.append("not yet shown to beat torch.compile: ask for it by name")
     if not 1 <= x.shape[-1] <= WIDEST:
         reasons.append(f"rows of {x.shape[-1]} channels, kernels exist for 1 to {WIDEST}")
-    if dtype not in DTYPES or any(t.dtype not in DTYPES for t in (x, *parameters)):
-        reasons.append("a tensor is none of float32, float16, bfloat16")
-    if any(p.device != x.device for p in parameters):
-        reasons.append("x and the parameters are on different devices")
     return reasons
 
 
@@ -71,15 +60,3 @@ def weight_gradient(dout: Tensor, inputs: Tensor) -> Tensor:
 def as_rows(x: Tensor) -> Tensor:
     """[..., D] as contiguous [rows, D]."""
     return x.reshape(-1, x.shape[-1]).contiguous()
-
-
-def contiguous(*parameters: Any) -> list[Any]:
-    """Parameters made contiguous; absent ones stay None."""
-    return [None if p is None else p.contiguous() for p in parameters]
-
-
-def _architecture(like: Any) -> int:
-    if isinstance(like, Tensor) and like.is_cuda:
-        major, minor = torch.cuda.get_device_capability(like.device)
-        return 10 * major + minor
-    return 0

@@ -19,9 +19,10 @@ With P = softmax(z), S = softmax(s), S_T = softmax(s / T) and B images, the grad
     ds = weight T / B (S_T - p)                   (soft)
 
 All arithmetic is float32 whatever the dtype of the logits (float64 for float64 logits, backend "torch" only); the
-result is a scalar of that dtype. Backend "triton" computes the loss and both gradients in one kernel, keeps the
-gradients in float32 until they are scaled by the incoming one (a float16 gradient of a mean over 1024 images would
-underflow), and adds the rows up in a fixed order; nothing waits for the device.
+result is a scalar of that dtype. Backend "triton" has two launches in the forward: one kernel for the rows' losses and
+both gradients, and the sum of the rows in a fixed order. It keeps the gradients in float32 until the backward scales
+them by the incoming one (a float16 gradient of a mean over 1024 images would underflow) in PyTorch's own operations.
+Nothing waits for the device.
 """
 
 from titn.kernels.distillation_loss.op import distillation_loss

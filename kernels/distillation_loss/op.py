@@ -1,4 +1,4 @@
-"""The distillation loss: checks, registration with PyTorch, reasons and the choice of backend."""
+"""The public `distillation_loss`: checks, the choice of backend, the operator and its gradients."""
 
 from __future__ import annotations
 
@@ -9,41 +9,14 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from titn.kernels.common.backend import choose, triton_reasons
+from titn.kernels.common.backend import choose, no_native_kernel, triton_reasons
+from titn.kernels.common.registration import register
+from titn.kernels.common.weights import cast, dtype_of
 from titn.kernels.distillation_loss import reference
 
 KINDS = ("hard", "soft", "none")
 MAX_CLASSES = 4096
 Teacher = Tensor | tuple[Tensor, Tensor]
-
-_library = torch.library.Library("titn", "FRAGMENT")
-_library.define(
-    "distillation_loss(Tensor class_logits, Tensor? distillation_logits, Tensor labels_a, Tensor labels_b, Tensor lam,"
-    " Tensor? teacher, Tensor? indices, str kind, float weight, float temperature, float smoothing)"
-    " -> (Tensor, Tensor, Tensor)"
-)
-
-
-def _forward(class_logits: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
-    from titn.kernels.distillation_loss import triton
-
-    return triton.loss(class_logits, *arguments)
-
-
-def _fake(class_logits: Tensor, distillation_logits: Tensor | None, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
-    batch, classes = class_logits.shape
-    empty = class_logits.new_empty
-    rows = 0 if "none" in arguments else batch
-    return (
-        empty((), dtype=torch.float32),
-        empty((batch, classes), dtype=torch.float32),
-        empty((rows, classes), dtype=torch.float32),
-    )
-
-
-for _device in ("CUDA", "CPU"):  # on the CPU: in Triton's interpreter
-    _library.impl("distillation_loss", _forward, _device)
-torch.library.register_fake("titn::distillation_loss", _fake, lib=_library)
 
 
 class _Loss(torch.autograd.Function):
@@ -55,16 +28,13 @@ class _Loss(torch.autograd.Function):
             class_logits, distillation_logits, labels_a, *arguments
         )
         ctx.save_for_backward(class_gradient, distillation_gradient)
-        ctx.dtypes = class_logits.dtype, None if distillation_logits is None else distillation_logits.dtype
+        ctx.dtypes = class_logits.dtype, dtype_of(distillation_logits)
         return loss
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        class_gradient, distillation_gradient = ctx.saved_tensors
-        class_dtype, distillation_dtype = ctx.dtypes
-        first = (class_gradient * grad).to(class_dtype)
-        second = None if distillation_dtype is None else (distillation_gradient * grad).to(distillation_dtype)
+        first, second = (cast(g * grad, dtype) for g, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True))
         return (first, second, *[None] * 9)
 
 
@@ -107,7 +77,7 @@ def _check(
         )
     else:
         need(
-            teacher.dim() == 2 and len(teacher) == batch and 1 <= teacher.shape[1] <= class_logits.shape[1],
+            teacher.dim() == 2 and teacher.shape[0] == batch and 1 <= teacher.shape[1] <= class_logits.shape[1],
             f"top-k values must be [{batch}, k] with k at most the number of classes",
         )
         need(
@@ -116,24 +86,13 @@ def _check(
         )
 
 
-def _triton_reasons(logits: list[Tensor], backend: str) -> list[str]:
-    why = triton_reasons(logits[0], backend)
-    if logits[0].shape[1] > MAX_CLASSES:
-        why.append(f"{logits[0].shape[1]} classes, the kernel takes up to {MAX_CLASSES}")
-    why += [
-        f"{t.dtype} is not float32, bfloat16 or float16"
-        for t in logits
-        if t.dtype not in (torch.float32, torch.bfloat16, torch.float16)
-    ]
-    return why
-
-
 def _choose(logits: list[Tensor], backend: str) -> str:
-    reasons: dict[str, Callable[[], list[str]]] = {
-        "triton": lambda: _triton_reasons(logits, backend),
-        "torch": list,
-        "native": lambda: ["this version has no native kernel for it"],
-    }
+    def why_not_triton() -> list[str]:
+        classes = logits[0].shape[1]
+        too_many = [f"{classes} classes, the kernel takes up to {MAX_CLASSES}"] if classes > MAX_CLASSES else []
+        return triton_reasons(logits[0], backend, *logits[1:]) + too_many
+
+    reasons: dict[str, Callable[[], list[str]]] = {"triton": why_not_triton, "torch": list, "native": no_native_kernel}
     order = ("triton", "torch", "native") if logits[0].is_cuda else ("torch", "triton", "native")
     return choose("distillation_loss", backend, {name: reasons[name] for name in order})
 
@@ -192,3 +151,23 @@ def distillation_loss(
         distillation_logits = class_logits.view_as(class_logits)
     constants = [None if t is None else t.detach() for t in (labels_a, labels_b, lam, values, indices)]
     return _Loss.apply(class_logits, distillation_logits, *constants, *settings)
+
+
+def _fake(class_logits: Tensor, distillation_logits: Tensor | None, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+    batch, classes = class_logits.shape
+    empty = class_logits.new_empty
+    rows = 0 if "none" in arguments else batch
+    return (
+        empty((), dtype=torch.float32),
+        empty((batch, classes), dtype=torch.float32),
+        empty((rows, classes), dtype=torch.float32),
+    )
+
+
+register(
+    "distillation_loss(Tensor class_logits, Tensor? distillation_logits, Tensor labels_a, Tensor labels_b, Tensor lam,"
+    " Tensor? teacher, Tensor? indices, str kind, float weight, float temperature, float smoothing)"
+    " -> (Tensor, Tensor, Tensor)",
+    "titn.kernels.distillation_loss.launch:loss",
+    _fake,
+)

@@ -17,20 +17,20 @@ from titn.kernels.common.tiles import (
     gelu_and_slope,
     identity,
     keep,
+    load_tile,
     normalised,
     product,
     product0,
     reciprocal,
+    store_tile,
     swap,
     transposed,
 )
 from titn.kernels.inner_block.forward import (
     attention,
     head_mask,
-    load_tile,
     packed_tiles,
     rows_of,
-    store_tile,
     weight,
     widened,
     with_ones,
@@ -135,6 +135,7 @@ def attention_backward(
     R: tl.constexpr = NS * SW
     ROWS: tl.constexpr = G * (TP // L * L)
     PER: tl.constexpr = NS // PARTS
+    c = tl.arange(0, CP)
     eye_n = identity(SW, G, dtype)
     eye_c = identity(CP, G, dtype)
     out = sums + tl.program_id(0).to(tl.int64) * (CP * 4 * R)
@@ -150,14 +151,14 @@ def attention_backward(
         for tile in range(tl.program_id(0), tl.cdiv(n_rows, ROWS), tl.num_programs(0)):
             start = tl.cast(tile, tl.int64) * ROWS
             row, mask = rows_of(start, n_rows, L, TP, G)
-            dy_tile = load_tile(dy, start, row, mask, C, CP)
-            xn, scale = normalised(widened(load_tile(x, start, row, mask, C, CP)), C, eps)
+            dy_tile = load_tile(dy + start * C, row, mask, c, C)
+            xn, scale = normalised(widened(load_tile(x + start * C, row, mask, c, C)), C, eps)
             xh = with_ones(xn, C, dtype)
             if SHARED_SUMS:
                 xh_right, dy_right = xh, dy_tile
             else:
                 xh_right, dy_right = transposed(xh, eye_c), transposed(dy_tile, eye_c)
-            dxn = load_tile(scratch, start, row, mask & (part > 0), C, CP)
+            dxn = load_tile(scratch + start * C, row, mask & (part > 0), c, C)
             for s in tl.static_range(PER):
                 first = (part * PER + s) * SW
                 weights = held[s] if RESIDENT else packed_tiles(packed, first, R, 7, SW, CP, G)
@@ -170,9 +171,9 @@ def attention_backward(
                 sum_v = added(sum_v, s, dv, xh_right, eye_n, SHARED_SUMS)
                 sum_o = added(sum_o, s, o, dy_right, eye_n, SHARED_SUMS)
             if part < PARTS - 1:
-                store_tile(scratch, start, row, mask, dxn, C, CP)
+                store_tile(scratch + start * C, row, mask, c, dxn, C)
             else:
-                store_tile(dx, start, row, mask, input_gradient(dy_tile, dxn, xh, scale, C), C, CP)
+                store_tile(dx + start * C, row, mask, c, input_gradient(dy_tile, dxn, xh, scale, C), C)
         store_sums(out, sum_q, PER, part * PER * SW, 4 * R, SHARED_SUMS)
         store_sums(out, sum_k, PER, R + part * PER * SW, 4 * R, SHARED_SUMS)
         store_sums(out, sum_v, PER, 2 * R + part * PER * SW, 4 * R, SHARED_SUMS)
@@ -193,6 +194,7 @@ def mlp_backward(
     ROWS: tl.constexpr = G * TP
     PER: tl.constexpr = FP // FB // PARTS
     SUM_ROWS: tl.constexpr = 2 * FP + 16
+    c = tl.arange(0, CP)
     eye_c = identity(CP, G, dtype)
     eye_t = identity(TP, G, dtype)
     ones = tl.full((G, TP, 16), 1.0, dtype)
@@ -208,15 +210,15 @@ def mlp_backward(
         for tile in range(tl.program_id(0), tl.cdiv(n_rows, ROWS), tl.num_programs(0)):
             start = tl.cast(tile, tl.int64) * ROWS
             row, mask = rows_of(start, n_rows, TP, TP, G)
-            dy_tile = load_tile(dy, start, row, mask, C, CP)
-            xn, scale = normalised(widened(load_tile(mid, start, row, mask, C, CP)), C, eps)
+            dy_tile = load_tile(dy + start * C, row, mask, c, C)
+            xn, scale = normalised(widened(load_tile(mid + start * C, row, mask, c, C)), C, eps)
             xh = with_ones(xn, C, dtype)
             if SHARED_SUMS:
                 sum_dy = added(sum_dy, 0, ones, dy_tile, eye_t, True)
             else:
                 xh_t, dy_t = transposed(xh, eye_c), transposed(dy_tile, eye_c)
                 sum_dy = (product(swap(ones), swap(dy_t), sum_dy[0]),)
-            dxn = load_tile(scratch, start, row, mask & (part > 0), C, CP)
+            dxn = load_tile(scratch + start * C, row, mask & (part > 0), c, C)
             for i in tl.static_range(PER):
                 first = 7 * R + (part * PER + i) * FB
                 tiles = held[i] if RESIDENT else ()
@@ -238,9 +240,9 @@ def mlp_backward(
                     dh = transposed(dh_t, eye_t)
                 dxn = product(dh, weight(tiles, 2, RESIDENT, packed, first, FP, FB, CP, G), dxn)
             if part < PARTS - 1:
-                store_tile(scratch, start, row, mask, dxn, C, CP)
+                store_tile(scratch + start * C, row, mask, c, dxn, C)
             else:
-                store_tile(dmid, start, row, mask, input_gradient(dy_tile, dxn, xh, scale, C), C, CP)
+                store_tile(dmid + start * C, row, mask, c, input_gradient(dy_tile, dxn, xh, scale, C), C)
         store_sums(out, sum_1, PER, part * PER * FB, SUM_ROWS, SHARED_SUMS)
         store_sums(out, sum_2, PER, FP + part * PER * FB, SUM_ROWS, SHARED_SUMS)
         store_sums(out, sum_dy, 1, 2 * FP, SUM_ROWS, SHARED_SUMS)

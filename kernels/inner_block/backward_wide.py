@@ -16,10 +16,12 @@ from titn.kernels.common.tiles import (
     gelu_and_slope,
     identity,
     keep,
+    load_tile,
     normalised,
     product,
     product0,
     reciprocal,
+    store_tile,
     swap,
     transposed,
 )
@@ -27,10 +29,8 @@ from titn.kernels.inner_block.backward import input_gradient
 from titn.kernels.inner_block.forward import (
     attention,
     head_mask,
-    load_tile,
     packed_tile,
     rows_of,
-    store_tile,
     widened,
     with_ones,
 )
@@ -66,9 +66,10 @@ def load_again(pointer, start, row, mask, C: tl.constexpr, CP: tl.constexpr):
 @triton.jit
 def store_input_gradient(x, dy, dx, start, row, mask, dxn, eps, C: tl.constexpr, CP: tl.constexpr):
     """Stores dx of one tile from dxn [G, TP, CP], the gradient of the normalised tokens; x is normalised anew."""
+    c = tl.arange(0, CP)
     xn, scale = normalised(widened(load_again(x, start, row, mask, C, CP)), C, eps)
     dy_tile = load_again(dy, start, row, mask, C, CP)
-    store_tile(dx, start, row, mask, input_gradient(dy_tile, dxn, xn, scale, C), C, CP)
+    store_tile(dx + start * C, row, mask, c, input_gradient(dy_tile, dxn, xn, scale, C), C)
 
 
 @triton.jit
@@ -81,14 +82,15 @@ def mlp_backward_wide(
     dtype: tl.constexpr = mid.dtype.element_ty
     ROWS: tl.constexpr = G * TP
     SUM_ROWS: tl.constexpr = 2 * FP + 16
+    c = tl.arange(0, CP)
     out = sums + tl.program_id(0).to(tl.int64) * (CP * SUM_ROWS)
     zero_in_memory(out, CP * SUM_ROWS)
     ones = tl.full((G, TP, 16), 1.0, dtype)
     for tile in range(tl.program_id(0), tl.cdiv(n_rows, ROWS), tl.num_programs(0)):
         start = tl.cast(tile, tl.int64) * ROWS
         row, mask = rows_of(start, n_rows, TP, TP, G)
-        dy_tile = load_tile(dy, start, row, mask, C, CP)
-        xn, _ = normalised(widened(load_tile(mid, start, row, mask, C, CP)), C, eps)
+        dy_tile = load_tile(dy + start * C, row, mask, c, C)
+        xn, _ = normalised(widened(load_tile(mid + start * C, row, mask, c, C)), C, eps)
         xh = with_ones(xn, C, dtype)
         add_in_memory(out, 2 * FP, SUM_ROWS, ones, dy_tile)
         dxn = tl.zeros((G, TP, CP), tl.float32)
@@ -116,13 +118,14 @@ def attention_backward_wide(
     NS: tl.constexpr = (H + HS - 1) // HS
     R: tl.constexpr = NS * SW
     ROWS: tl.constexpr = G * (TP // L * L)
+    c = tl.arange(0, CP)
     out = sums + tl.program_id(0).to(tl.int64) * (CP * 4 * R)
     zero_in_memory(out, CP * 4 * R)
     for tile in range(tl.program_id(0), tl.cdiv(n_rows, ROWS), tl.num_programs(0)):
         start = tl.cast(tile, tl.int64) * ROWS
         row, mask = rows_of(start, n_rows, L, TP, G)
-        dy_tile = load_tile(dy, start, row, mask, C, CP)
-        xn, _ = normalised(widened(load_tile(x, start, row, mask, C, CP)), C, eps)
+        dy_tile = load_tile(dy + start * C, row, mask, c, C)
+        xn, _ = normalised(widened(load_tile(x + start * C, row, mask, c, C)), C, eps)
         xh = with_ones(xn, C, dtype)
         dxn = tl.zeros((G, TP, CP), tl.float32)
         for s in range(0, NS, UNROLL):

@@ -1,5 +1,9 @@
 # mypy: disable-error-code="no-untyped-def, assignment"
-"""The forward kernel: one pass over the sequences, from x to the middle residual and y."""
+"""The forward kernel: one pass over the sequences, from x to the middle residual and y.
+
+Names of this operation: SW columns of a slice hold HS heads and a column of ones; R packed rows of all slices; xh the
+normalised tokens with ones in column C. The packed weights: packing.py.
+"""
 
 # ruff: noqa: RUF005 (Triton has no unpacking of tuples)
 
@@ -11,12 +15,15 @@ from titn.kernels.common.tiles import (
     gelu,
     identity,
     keep,
+    load_tile,
     normalised,
     product,
     product0,
     reciprocal,
     stacked,
+    store_tile,
     swap,
+    vector,
 )
 
 
@@ -55,20 +62,6 @@ def rows_of(start, n_rows, L: tl.constexpr, TP: tl.constexpr, G: tl.constexpr):
     row = tl.arange(0, G)[:, None] * used + t
     left = tl.minimum(n_rows - start, G * used).to(tl.int32)
     return row, (t < used) & (row < left)
-
-
-@triton.jit
-def load_tile(pointer, start, row, mask, C: tl.constexpr, CP: tl.constexpr):
-    """Rows [G, TP] as [G, TP, CP], 0 where masked and from column C."""
-    c = tl.arange(0, CP)[None, None, :]
-    return tl.load(pointer + start * C + (row[:, :, None] * C + c), mask=mask[:, :, None] & (c < C), other=0.0)
-
-
-@triton.jit
-def store_tile(pointer, start, row, mask, value, C: tl.constexpr, CP: tl.constexpr):
-    c = tl.arange(0, CP)[None, None, :]
-    at = pointer + start * C + (row[:, :, None] * C + c)
-    tl.store(at, value.to(pointer.dtype.element_ty), mask=mask[:, :, None] & (c < C))
 
 
 @triton.jit
@@ -122,9 +115,9 @@ def inner_forward(
     x, mid, y, packed, fc2_bias, n_rows, eps,
     C: tl.constexpr, CP: tl.constexpr, H: tl.constexpr, D: tl.constexpr, SW: tl.constexpr, HS: tl.constexpr,
     FP: tl.constexpr, FB: tl.constexpr, L: tl.constexpr, TP: tl.constexpr, G: tl.constexpr,
-    RESIDENT_SLICES: tl.constexpr, RESIDENT_BLOCKS: tl.constexpr, SAVE_MID: tl.constexpr, FAST: tl.constexpr,
+    RESIDENT_SLICES: tl.constexpr, RESIDENT_BLOCKS: tl.constexpr, FAST: tl.constexpr,
 ):  # fmt: skip
-    """y, and mid where SAVE_MID, from x [n_rows, C]. Grid: any number of programs, each takes every so-manieth tile.
+    """y and mid from x [n_rows, C]. Grid: any number of programs, each takes every n-th tile.
 
     The weights of the first RESIDENT_SLICES head slices and RESIDENT_BLOCKS hidden blocks stay in registers, the others
     are read again for every tile.
@@ -134,6 +127,7 @@ def inner_forward(
     R: tl.constexpr = NS * SW
     NF: tl.constexpr = FP // FB
     ROWS: tl.constexpr = G * (TP // L * L)
+    c = tl.arange(0, CP)
     slices = ()
     for s in tl.static_range(NS):
         if s < RESIDENT_SLICES:
@@ -145,7 +139,7 @@ def inner_forward(
     for tile in range(tl.program_id(0), tl.cdiv(n_rows, ROWS), tl.num_programs(0)):
         start = tl.cast(tile, tl.int64) * ROWS
         row, mask = rows_of(start, n_rows, L, TP, G)
-        residual = widened(load_tile(x, start, row, mask, C, CP))
+        residual = widened(load_tile(x + start * C, row, mask, c, C))
         xn, _ = normalised(residual, C, eps)
         xh = with_ones(xn, C, dtype)
         for s in tl.static_range(NS):
@@ -156,17 +150,15 @@ def inner_forward(
             o, total, _ = attention(q, k, v_t, HS if (s + 1) * HS <= H else H - s * HS, D, L, tl.float32, FAST)
             o = (o * reciprocal(total, FAST)).to(dtype)
             residual = product(o, weight(held, 3, s < RESIDENT_SLICES, packed, s * SW, R, SW, CP, G), residual)
-        if SAVE_MID:
-            store_tile(mid, start, row, mask, residual, C, CP)
+        store_tile(mid + start * C, row, mask, c, residual, C)
         xn, _ = normalised(residual, C, eps)
         xh = with_ones(xn, C, dtype)
         if fc2_bias is not None:
-            c = tl.arange(0, CP)
-            residual += tl.load(fc2_bias + c, mask=c < C, other=0.0).to(tl.float32)[None, None, :]
+            residual += vector(fc2_bias, c, c < C, 0.0)[None, None, :]
         for i in tl.static_range(NF):
             held = blocks[i] if i < RESIDENT_BLOCKS else ()
             first = 7 * R + i * FB
             in_weight = weight(held, 0, i < RESIDENT_BLOCKS, packed, first, FP, FB, CP, G)
             hidden = gelu(product0(xh, swap(in_weight)), FAST).to(dtype)
             residual = product(hidden, weight(held, 1, i < RESIDENT_BLOCKS, packed, first, FP, FB, CP, G), residual)
-        store_tile(y, start, row, mask, residual, C, CP)
+        store_tile(y + start * C, row, mask, c, residual, C)

@@ -1,27 +1,19 @@
 # mypy: disable-error-code="no-untyped-def, assignment"
-"""The backward kernel of layernorm_mlp, and the sum of its partial rows."""
+"""The backward kernel of layernorm_mlp."""
 
 # ruff: noqa: RUF005 (Triton has no unpacking of tuples)
 
 import triton
 import triton.language as tl
 
-from titn.kernels.common.tiles import gelu_and_slope, product
-from titn.kernels.common.wide_rows import (
-    columns,
-    layer_norm_gradient,
-    layer_normed,
-    load_tile,
-    matrix,
-    store_tile,
-    zero_rows,
-)
+from titn.kernels.common.tiles import gelu_and_slope, load_tile, product, store_tile
+from titn.kernels.common.wide_rows import columns, layer_norm_gradient, layer_normed, matrix, zero_rows
 from titn.kernels.layernorm_mlp.forward import hidden_block
 
 
 @triton.jit
 def backward_kernel(
-    x, dy, mean, rstd, ln_weight, ln_bias, fc1_weight, fc1_bias, fc2_weight,
+    x, dy, mean, rstd, norm_weight, norm_bias, fc1_weight, fc1_bias, fc2_weight,
     dx, normed_out, activation, dhidden, partial, n_rows,
     D: tl.constexpr, F: tl.constexpr, M: tl.constexpr, CB: tl.constexpr, NC: tl.constexpr, FB: tl.constexpr,
     RESIDUAL: tl.constexpr, FAST: tl.constexpr,
@@ -39,29 +31,29 @@ def backward_kernel(
     present = row < left
     row_mean = tl.load(mean + start + row, mask=present, other=0.0)
     row_rstd = tl.load(rstd + start + row, mask=present, other=0.0)
-    normed = layer_normed(x + start * D, left, row_mean, row_rstd, ln_weight, ln_bias, D, CB, NC, kind)
+    normed = layer_normed(x + start * D, row, present, row_mean, row_rstd, norm_weight, norm_bias, D, CB, NC, kind)
     incoming = ()
     partial += tl.program_id(0).to(tl.int64) * (3 * D + F)
     for j in tl.static_range(NC):
         c = columns(j, CB)
-        gradient = load_tile(dy + start * D, left, c, M, D)
+        gradient = load_tile(dy + start * D, row, present, c, D)
         tl.store(partial + 2 * D + c, tl.sum(gradient.to(tl.float32), 0), mask=c < D)
         incoming = incoming + (gradient.to(kind),)
     dn = zero_rows(M, CB, NC)
     for first in range(0, F, FB):
         f = first + tl.arange(0, FB)
         a, slope = gelu_and_slope(hidden_block(normed, fc1_weight, fc1_bias, f, D, F, M, CB, NC), FAST)
-        store_tile(activation + start * F, left, f, a, F)
+        store_tile(activation + start * F, row, present, f, a, F)
         da = tl.zeros((M, FB), tl.float32)
         for j in tl.static_range(NC):
             da = product(incoming[j], matrix(fc2_weight, columns(j, CB), f, D, F), da)
         dh = da * slope
         tl.store(partial + 3 * D + f, tl.sum(dh, 0), mask=f < F)
         dh = dh.to(kind)
-        store_tile(dhidden + start * F, left, f, dh, F)
+        store_tile(dhidden + start * F, row, present, f, dh, F)
         for j in tl.static_range(NC):
             dn = dn[:j] + (product(dh, matrix(fc1_weight, f, columns(j, CB), F, D), dn[j]),) + dn[j + 1 :]
     layer_norm_gradient(
-        dn, x + start * D, dy if RESIDUAL else None, start * D, row_mean, row_rstd, ln_weight, ln_bias, left,
-        dx + start * D, normed_out + start * D, partial, D, CB, NC,
+        dn, x + start * D, dy if RESIDUAL else None, start * D, row_mean, row_rstd, norm_weight, norm_bias,
+        row, present, dx + start * D, normed_out + start * D, partial, D, CB, NC,
     )  # fmt: skip

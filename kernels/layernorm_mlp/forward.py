@@ -6,17 +6,8 @@
 import triton
 import triton.language as tl
 
-from titn.kernels.common.tiles import gelu, product
-from titn.kernels.common.wide_rows import (
-    columns,
-    layer_normed,
-    load_tile,
-    matrix,
-    statistics,
-    store_tile,
-    vector,
-    zero_rows,
-)
+from titn.kernels.common.tiles import gelu, load_tile, product, store_tile, vector
+from titn.kernels.common.wide_rows import columns, layer_normed, matrix, statistics, zero_rows
 
 
 @triton.jit
@@ -28,12 +19,12 @@ def hidden_block(
     h = tl.zeros((M, f.shape[0]), tl.float32)
     for j in tl.static_range(NC):
         h = product(normed[j], tl.trans(matrix(fc1_weight, f, columns(j, CB), F, D)), h)
-    return h + vector(fc1_bias, f, F, 0.0)[None, :]
+    return h + vector(fc1_bias, f, f < F, 0.0)[None, :]
 
 
 @triton.jit
 def forward_kernel(
-    x, y, mean, rstd, ln_weight, ln_bias, fc1_weight, fc1_bias, fc2_weight, fc2_bias, n_rows, eps,
+    x, y, mean, rstd, norm_weight, norm_bias, fc1_weight, fc1_bias, fc2_weight, fc2_bias, n_rows, eps,
     D: tl.constexpr, F: tl.constexpr, M: tl.constexpr, CB: tl.constexpr, NC: tl.constexpr, FB: tl.constexpr,
     RESIDUAL: tl.constexpr, FAST: tl.constexpr,
 ):  # fmt: skip
@@ -46,10 +37,10 @@ def forward_kernel(
     left = tl.minimum(n_rows - start, M).to(tl.int32)
     row = tl.arange(0, M)
     present = row < left
-    row_mean, row_rstd = statistics(x + start * D, left, M, D, CB, NC, eps)
+    row_mean, row_rstd = statistics(x + start * D, row, present, D, CB, NC, eps)
     tl.store(mean + start + row, row_mean, mask=present)
     tl.store(rstd + start + row, row_rstd, mask=present)
-    normed = layer_normed(x + start * D, left, row_mean, row_rstd, ln_weight, ln_bias, D, CB, NC, kind)
+    normed = layer_normed(x + start * D, row, present, row_mean, row_rstd, norm_weight, norm_bias, D, CB, NC, kind)
     out = zero_rows(M, CB, NC)
     for first in range(0, F, FB):
         f = first + tl.arange(0, FB)
@@ -59,7 +50,7 @@ def forward_kernel(
             out = out[:j] + (product(a, tl.trans(w2), out[j]),) + out[j + 1 :]
     for j in tl.static_range(NC):
         c = columns(j, CB)
-        value = out[j] + vector(fc2_bias, c, D, 0.0)[None, :]
+        value = out[j] + vector(fc2_bias, c, c < D, 0.0)[None, :]
         if RESIDUAL:
-            value += load_tile(x + start * D, left, c, M, D).to(tl.float32)
-        store_tile(y + start * D, left, c, value, D)
+            value += load_tile(x + start * D, row, present, c, D).to(tl.float32)
+        store_tile(y + start * D, row, present, c, value, D)

@@ -1,24 +1,25 @@
-"""The public `outer_attention` and `outer_block`: checks, the choice of backend, composition."""
+"""The public `outer_attention` and `outer_block`, their operators and their gradients."""
 
 from __future__ import annotations
 
-from torch import Tensor
+from typing import Any
 
-from titn.kernels.common.backend import autocast_dtype, choose
-from titn.kernels.common.wide import wide_reasons
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from titn.kernels.common.backend import choose, no_native_kernel
+from titn.kernels.common.device import autocast_dtype
+from titn.kernels.common.registration import register
+from titn.kernels.common.weights import AttentionWeights, MlpWeights, cast, dtype_of
+from titn.kernels.common.wide import as_rows, weight_gradient, wide_reasons
 from titn.kernels.layernorm_mlp import layernorm_mlp
 from titn.kernels.outer_block.reference import attend, outer_attention_reference
-from titn.kernels.outer_block.registration import LayerNormLinear, LinearResidual
 
 
 def outer_attention(
     x: Tensor,
-    ln_weight: Tensor | None,
-    ln_bias: Tensor | None,
-    qkv_weight: Tensor,
-    qkv_bias: Tensor | None,
-    proj_weight: Tensor,
-    proj_bias: Tensor | None,
+    weights: AttentionWeights,
     *,
     num_heads: int,
     eps: float = 1e-5,
@@ -32,55 +33,42 @@ def outer_attention(
 
     Args:
         x: [B, T, D], float32, float16 or bfloat16 (backend "torch": any floating dtype), any strides.
-        ln_weight, ln_bias: [D] or None.
-        qkv_weight, qkv_bias: [3 D, D] and [3 D] or None; rows q, k, v, each head by head.
-        proj_weight, proj_bias: [D, D] and [D] or None.
+        weights: of D channels.
         num_heads: divides D.
-        eps: added to the variance.
+        eps: added to the variance; in Triton at least 2^-126, so that rows without variance stay numbers.
         residual: whether x is added to the result.
         backend: "auto" (torch: the Triton kernels have not been timed yet; `short_attention` chooses for itself),
             "triton", "torch" or "native".
 
     Returns:
         [B, T, D]. The Triton backend multiplies in autocast's dtype, else that of x, and returns x's dtype; without the
-        residual, the dtype of the products. Gradients of the parameters come in the parameters' dtypes.
+        residual, the dtype of the products. Gradients of the weights come in the weights' dtypes.
 
     Raises:
         ValueError: shapes that do not fit, or an unknown backend.
         BackendUnavailable: the backend asked for cannot run on these inputs; the message says why.
     """
-    _check(x, ln_weight, ln_bias, qkv_weight, qkv_bias, proj_weight, proj_bias, num_heads)
+    if x.dim() != 3:
+        raise ValueError(f"outer_attention: x must be [B, T, D], not of {x.dim()} dimensions")
+    weights.check("outer_attention", x.shape[2], num_heads)
     dtype = autocast_dtype(x.device.type) or x.dtype
-    tensors = (x, ln_weight, ln_bias, qkv_weight, qkv_bias, proj_weight, proj_bias)
     reasons = {
-        "triton": lambda: wide_reasons(dtype, tensors, backend),
-        "native": lambda: ["this version has no native kernel for it"],
+        "triton": lambda: wide_reasons(x, backend, *weights, dtype=dtype),
+        "native": no_native_kernel,
         "torch": list,
     }
     if choose("outer_attention", backend, reasons) == "torch":
-        return outer_attention_reference(
-            x, ln_weight, ln_bias, qkv_weight, qkv_bias, proj_weight, proj_bias,
-            num_heads=num_heads, eps=eps, residual=residual, attention=backend,
-        )  # fmt: skip
-    qkv, passed = LayerNormLinear.apply(x, ln_weight, ln_bias, qkv_weight, qkv_bias, eps, dtype)
+        return outer_attention_reference(x, weights, num_heads=num_heads, eps=eps, residual=residual, attention=backend)
+    norm_weight, norm_bias, qkv_weight, qkv_bias, proj_weight, proj_bias = weights
+    qkv, passed = LayerNormLinear.apply(x, norm_weight, norm_bias, qkv_weight, qkv_bias, eps, dtype)
     heads = attend(qkv, num_heads, backend)
     return LinearResidual.apply(heads, proj_weight, proj_bias, passed if residual else None)
 
 
 def outer_block(
     x: Tensor,
-    ln1_weight: Tensor | None,
-    ln1_bias: Tensor | None,
-    qkv_weight: Tensor,
-    qkv_bias: Tensor | None,
-    proj_weight: Tensor,
-    proj_bias: Tensor | None,
-    ln2_weight: Tensor | None,
-    ln2_bias: Tensor | None,
-    fc1_weight: Tensor,
-    fc1_bias: Tensor | None,
-    fc2_weight: Tensor,
-    fc2_bias: Tensor | None,
+    attention: AttentionWeights,
+    mlp: MlpWeights,
     *,
     num_heads: int,
     eps: float = 1e-5,
@@ -90,38 +78,109 @@ def outer_block(
 
     Args, Returns, Raises: as those two; eps is that of both LayerNorms.
     """
-    middle = outer_attention(
-        x, ln1_weight, ln1_bias, qkv_weight, qkv_bias, proj_weight, proj_bias,
-        num_heads=num_heads, eps=eps, backend=backend,
-    )  # fmt: skip
-    return layernorm_mlp(
-        middle, ln2_weight, ln2_bias, fc1_weight, fc1_bias, fc2_weight, fc2_bias, eps=eps, backend=backend
-    )
+    middle = outer_attention(x, attention, num_heads=num_heads, eps=eps, backend=backend)
+    return layernorm_mlp(middle, mlp, eps=eps, backend=backend)
 
 
-def _check(
-    x: Tensor,
-    ln_weight: Tensor | None,
-    ln_bias: Tensor | None,
-    qkv_weight: Tensor,
-    qkv_bias: Tensor | None,
-    proj_weight: Tensor,
-    proj_bias: Tensor | None,
-    num_heads: int,
-) -> None:
-    if x.dim() != 3:
-        raise ValueError(f"outer_attention: x must be [B, T, D], not of {x.dim()} dimensions")
-    d = x.shape[2]
-    if num_heads < 1 or d % num_heads:
-        raise ValueError(f"outer_attention: {num_heads} heads do not divide {d} channels")
-    expected = {
-        "ln_weight": (ln_weight, (d,)),
-        "ln_bias": (ln_bias, (d,)),
-        "qkv_weight": (qkv_weight, (3 * d, d)),
-        "qkv_bias": (qkv_bias, (3 * d,)),
-        "proj_weight": (proj_weight, (d, d)),
-        "proj_bias": (proj_bias, (d,)),
-    }
-    for name, (tensor, shape) in expected.items():
-        if tensor is not None and tuple(tensor.shape) != shape:
-            raise ValueError(f"outer_attention: {name} must have shape {list(shape)}, not {list(tensor.shape)}")
+class LayerNormLinear(torch.autograd.Function):
+    """x [B, T, D] to LN(x) weight^T + bias, and x: the gradient of the latter is added in the backward kernel."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        norm_weight: Tensor | None,
+        norm_bias: Tensor | None,
+        weight: Tensor,
+        bias: Tensor | None,
+        eps: float,
+        dtype: torch.dtype,
+    ) -> tuple[Tensor, Tensor]:
+        product_weight = weight.to(dtype)
+        out, mean, rstd = torch.ops.titn.layernorm_linear(x, norm_weight, norm_bias, product_weight, bias, eps)
+        ctx.save_for_backward(x, mean, rstd, norm_weight, norm_bias, product_weight)
+        ctx.set_materialize_grads(False)
+        ctx.dtype = weight.dtype
+        ctx.dtypes = [dtype_of(vector) for vector in (norm_weight, norm_bias, bias)]
+        return out, x.view_as(x)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dout: Tensor | None, dresidual: Tensor | None) -> tuple[Tensor | None, ...]:
+        if dout is None:
+            return dresidual, None, None, None, None, None, None
+        dx, normed, vectors = torch.ops.titn.layernorm_linear_backward(dout, dresidual, *ctx.saved_tensors)
+        dweight = weight_gradient(as_rows(dout), normed).to(ctx.dtype)
+        width = dx.shape[-1]
+        parts = vectors.split((width, width, dout.shape[-1]))
+        dgamma, dbeta, dbias = (cast(part, dtype) for part, dtype in zip(parts, ctx.dtypes, strict=True))
+        return dx, dgamma, dbeta, dweight, dbias, None, None
+
+
+class LinearResidual(torch.autograd.Function):
+    """x [B, T, D] to x weight^T + bias + residual, residual [B, T, N] or None."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None) -> Tensor:
+        product_weight = weight.to(x.dtype)
+        ctx.save_for_backward(x, product_weight)
+        ctx.dtype, ctx.bias_dtype = weight.dtype, dtype_of(bias)
+        ctx.has_residual = residual is not None
+        return torch.ops.titn.linear_residual(x, product_weight, bias, residual)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dout: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        dx, dbias = torch.ops.titn.linear_residual_backward(dout, weight)
+        dweight = weight_gradient(as_rows(dout).to(weight.dtype), as_rows(x)).to(ctx.dtype)
+        return dx, dweight, cast(dbias, ctx.bias_dtype), dout if ctx.has_residual else None
+
+
+def _layernorm_linear_fake(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
+    weight, rows = rest[2], x.numel() // x.shape[-1]
+    out = x.new_empty(*x.shape[:-1], weight.shape[0], dtype=weight.dtype)
+    return out, x.new_empty(rows, dtype=torch.float32), x.new_empty(rows, dtype=torch.float32)
+
+
+def _layernorm_linear_backward_fake(
+    dout: Tensor, dresidual: Tensor | None, x: Tensor, *rest: Any
+) -> tuple[Tensor, Tensor, Tensor]:
+    weight, width = rest[-1], x.shape[-1]
+    normed = x.new_empty(x.numel() // width, width, dtype=weight.dtype)
+    return x.new_empty(x.shape), normed, x.new_empty(2 * width + weight.shape[0], dtype=torch.float32)
+
+
+def _linear_residual_fake(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None) -> Tensor:
+    dtype = weight.dtype if residual is None else residual.dtype
+    return x.new_empty(*x.shape[:-1], weight.shape[0], dtype=dtype)
+
+
+def _linear_residual_backward_fake(dout: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    dx = dout.new_empty(*dout.shape[:-1], weight.shape[1], dtype=weight.dtype)
+    return dx, dout.new_empty(weight.shape[0], dtype=torch.float32)
+
+
+_LAUNCH = "titn.kernels.outer_block.launch"
+register(
+    "layernorm_linear(Tensor x, Tensor? norm_weight, Tensor? norm_bias, Tensor weight, Tensor? bias, float eps) "
+    "-> (Tensor, Tensor, Tensor)",
+    f"{_LAUNCH}:layernorm_linear",
+    _layernorm_linear_fake,
+)
+register(
+    "layernorm_linear_backward(Tensor dout, Tensor? dresidual, Tensor x, Tensor mean, Tensor rstd, "
+    "Tensor? norm_weight, Tensor? norm_bias, Tensor weight) -> (Tensor, Tensor, Tensor)",
+    f"{_LAUNCH}:layernorm_linear_backward",
+    _layernorm_linear_backward_fake,
+)
+register(
+    "linear_residual(Tensor x, Tensor weight, Tensor? bias, Tensor? residual) -> Tensor",
+    f"{_LAUNCH}:linear_residual",
+    _linear_residual_fake,
+)
+register(
+    "linear_residual_backward(Tensor dout, Tensor weight) -> (Tensor, Tensor)",
+    f"{_LAUNCH}:linear_residual_backward",
+    _linear_residual_backward_fake,
+)

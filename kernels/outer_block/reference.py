@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
+from titn.kernels.common.weights import AttentionWeights
 from titn.kernels.short_attention import short_attention
 from titn.kernels.short_attention.op import MAX_TOKENS
 
@@ -23,12 +24,7 @@ def attend(qkv: Tensor, num_heads: int, backend: str) -> Tensor:
 
 def outer_attention_reference(
     x: Tensor,
-    ln_weight: Tensor | None,
-    ln_bias: Tensor | None,
-    qkv_weight: Tensor,
-    qkv_bias: Tensor | None,
-    proj_weight: Tensor,
-    proj_bias: Tensor | None,
+    weights: AttentionWeights,
     *,
     num_heads: int,
     eps: float = 1e-5,
@@ -36,7 +32,8 @@ def outer_attention_reference(
     attention: str = "torch",
 ) -> Tensor:
     """`titn.kernels.outer_attention`: [B, T, D] to [B, T, D]; `attention` is the backend of `short_attention`."""
-    normed = F.layer_norm(x, x.shape[-1:], ln_weight, ln_bias, eps)
-    heads = attend(F.linear(normed, qkv_weight, qkv_bias), num_heads, attention)
-    branch = F.linear(heads, proj_weight, proj_bias)
+    w = weights
+    normed = F.layer_norm(x, x.shape[-1:], w.norm_weight, w.norm_bias, eps)
+    heads = attend(F.linear(normed, w.qkv_weight, w.qkv_bias), num_heads, attention)
+    branch = F.linear(heads, w.proj_weight, w.proj_bias)
     return x + branch if residual else branch

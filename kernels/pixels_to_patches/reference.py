@@ -9,14 +9,14 @@ from torch import Tensor
 def project(
     pixels: Tensor,
     patches: Tensor,
-    ln_weight: Tensor | None,
-    ln_bias: Tensor | None,
+    norm_weight: Tensor | None,
+    norm_bias: Tensor | None,
     weight: Tensor,
     bias: Tensor | None,
     eps: float,
 ) -> Tensor:
     """The operation of the package's docstring, pixels [B, N, L, C] and patches [B, T, D] to [B, T, D]."""
-    normed = F.layer_norm(pixels, pixels.shape[-1:], ln_weight, ln_bias, eps)
+    normed = F.layer_norm(pixels, pixels.shape[-1:], norm_weight, norm_bias, eps)
     rows = F.linear(normed.flatten(2), weight, bias)
     behind = patches.shape[1] - pixels.shape[1] - 1
     return patches + F.pad(rows, (0, 0, 1, behind)).to(patches.dtype)

@@ -1,4 +1,4 @@
-"""Short attention: checks, registration with PyTorch, reasons and the choice of backend."""
+"""The public `short_attention`: checks, the choice of backend, the operators and their gradients."""
 
 from __future__ import annotations
 
@@ -10,65 +10,13 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from titn.kernels.common.backend import autocast_dtype, choose, installed, triton_reasons
+from titn.kernels.common.backend import choose, installed, no_native_kernel, triton_reasons
+from titn.kernels.common.device import FLOATS, autocast_dtype
+from titn.kernels.common.registration import register
 from titn.kernels.short_attention import reference
 
 MAX_TOKENS = 72
 MAX_HEAD_DIMENSION = 64
-
-_library = torch.library.Library("titn", "FRAGMENT")
-_library.define("short_attention(Tensor q, Tensor k, Tensor v, float scale) -> Tensor")
-_library.define(
-    "short_attention_backward(Tensor grad, Tensor q, Tensor k, Tensor v, float scale) -> (Tensor, Tensor, Tensor)"
-)
-_library.define("short_attention_packed(Tensor qkv, float scale) -> Tensor")
-_library.define("short_attention_packed_backward(Tensor grad, Tensor qkv, float scale) -> Tensor")
-
-
-def _forward(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
-    from titn.kernels.short_attention import triton
-
-    return triton.forward(q, k, v, scale)
-
-
-def _backward(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor, Tensor]:
-    from titn.kernels.short_attention import triton
-
-    dq, dk, dv = (torch.empty(q.shape, dtype=q.dtype, device=q.device) for _ in range(3))
-    triton.backward(grad, q, k, v, scale, (dq, dk, dv))
-    return dq, dk, dv
-
-
-def _packed_forward(qkv: Tensor, scale: float) -> Tensor:
-    q, k, v = qkv.unbind(2)
-    return _forward(q, k, v, scale)
-
-
-def _packed_backward(grad: Tensor, qkv: Tensor, scale: float) -> Tensor:
-    from titn.kernels.short_attention import triton
-
-    gradient = torch.empty(qkv.shape, dtype=qkv.dtype, device=qkv.device)
-    dq, dk, dv = gradient.unbind(2)
-    q, k, v = qkv.unbind(2)
-    triton.backward(grad, q, k, v, scale, (dq, dk, dv))
-    return gradient
-
-
-def _like(tensor: Tensor) -> Tensor:
-    return torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device)
-
-
-for _device in ("CUDA", "CPU"):  # on the CPU: in Triton's interpreter
-    _library.impl("short_attention", _forward, _device)
-    _library.impl("short_attention_backward", _backward, _device)
-    _library.impl("short_attention_packed", _packed_forward, _device)
-    _library.impl("short_attention_packed_backward", _packed_backward, _device)
-torch.library.register_fake("titn::short_attention", lambda q, k, v, scale: _like(q), lib=_library)
-torch.library.register_fake(
-    "titn::short_attention_backward", lambda grad, q, k, v, scale: (_like(q), _like(k), _like(v)), lib=_library
-)
-torch.library.register_fake("titn::short_attention_packed", lambda qkv, scale: _like(qkv.select(2, 0)), lib=_library)
-torch.library.register_fake("titn::short_attention_packed_backward", lambda grad, qkv, scale: _like(qkv), lib=_library)
 
 
 class _Attention(torch.autograd.Function):
@@ -104,8 +52,6 @@ def _triton_reasons(q: Tensor, length: int, scale: float, backend: str) -> list[
         why.append(f"{length} tokens, the kernels take 1 to {MAX_TOKENS}")
     if not 1 <= width <= MAX_HEAD_DIMENSION:
         why.append(f"head dimension {width}, the kernels take 1 to {MAX_HEAD_DIMENSION}")
-    if q.dtype not in (torch.float32, torch.bfloat16, torch.float16):
-        why.append(f"{q.dtype} is not float32, bfloat16 or float16")
     if scale <= 0:
         why.append(f"scale {scale}, the kernels take positive ones")
     return why
@@ -118,8 +64,8 @@ def _xformers_reasons(q: Tensor) -> list[str]:
     why = []
     if not q.is_cuda:
         why.append(f"the tensor is on {q.device.type}, memory-efficient attention needs a CUDA device")
-    if q.dtype not in (torch.float32, torch.bfloat16, torch.float16):
-        why.append(f"{q.dtype} is not float32, bfloat16 or float16")
+    if q.dtype not in FLOATS:
+        why.append(f"{q.dtype} is none of float32, float16, bfloat16")
     multiple = 16 // q.dtype.itemsize
     if q.shape[-1] % multiple:
         why.append(f"head dimension {q.shape[-1]} is no multiple of {multiple}")
@@ -149,7 +95,7 @@ def _choose(q: Tensor, length: int, scale: float, backend: str) -> str:
         "sdpa": list,
         "torch": list,
         "xformers": lambda: _xformers_reasons(q),
-        "native": lambda: ["this version has no native kernel for it"],
+        "native": no_native_kernel,
     }
     order = tuple(reasons) if q.is_cuda else ("torch", "sdpa", "triton", "xformers", "native")
     return choose("short_attention", backend, {name: reasons[name] for name in order})
@@ -216,3 +162,30 @@ def short_attention(
 
 def _sdpa(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
     return F.scaled_dot_product_attention(q, k, v, scale=scale)
+
+
+def _like(tensor: Tensor) -> Tensor:
+    return torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device)
+
+
+_LAUNCH = "titn.kernels.short_attention.launch"
+register(
+    "short_attention(Tensor q, Tensor k, Tensor v, float scale) -> Tensor",
+    f"{_LAUNCH}:forward",
+    lambda q, k, v, scale: _like(q),
+)
+register(
+    "short_attention_backward(Tensor grad, Tensor q, Tensor k, Tensor v, float scale) -> (Tensor, Tensor, Tensor)",
+    f"{_LAUNCH}:backward",
+    lambda grad, q, k, v, scale: (_like(q), _like(k), _like(v)),
+)
+register(
+    "short_attention_packed(Tensor qkv, float scale) -> Tensor",
+    f"{_LAUNCH}:packed_forward",
+    lambda qkv, scale: _like(qkv.select(2, 0)),
+)
+register(
+    "short_attention_packed_backward(Tensor grad, Tensor qkv, float scale) -> Tensor",
+    f"{_LAUNCH}:packed_backward",
+    lambda grad, qkv, scale: _like(qkv),
+)

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from util import (
+    CPU_ONLY,
     DEVICE,
     TOLERANCE,
     assert_close,
@@ -23,8 +24,9 @@ from util import (
     transposed_layout,
 )
 
-from titn.kernels.short_attention import short_attention, triton
-from titn.kernels.short_attention.triton import choose_tile
+from titn.kernels import BackendUnavailable
+from titn.kernels.short_attention import launch, op, short_attention
+from titn.kernels.short_attention.launch import choose_tile
 
 # S, H, L, d: every kind of tile: merged, packed, one tile a unit, query blocks; heads that divide no tile
 SHAPES = (
@@ -104,11 +106,11 @@ def test_triton_sequences_around_a_tile(heads: int, length: int, width: int) -> 
 def test_triton_more_sequences_than_a_grid_axis_holds(mergeable: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Sequences of one token, in tiles of 8192 units, for the interpreter's sake."""
 
-    def wide(length: int, heads: int, width: int, dtype: torch.dtype, mergeable: bool) -> triton.Tile:
+    def wide(length: int, heads: int, width: int, dtype: torch.dtype, mergeable: bool) -> launch.Tile:
         return replace(choose_tile(length, heads, width, dtype, merge), batches=512)
 
     merge = mergeable
-    monkeypatch.setattr(triton, "choose_tile", wide)
+    monkeypatch.setattr(launch, "choose_tile", wide)
     qkv = randn(65537, 1, 3, 2, 3, seed=1, dtype=torch.float16)
     gradient = randn(65537, 1, 2, 3, seed=2, dtype=torch.float16)
     output, (found,) = output_and_gradients(lambda x: short_attention(x, backend="triton"), (qkv,), gradient)
@@ -123,7 +125,7 @@ def test_triton_more_sequences_than_a_grid_axis_holds(mergeable: bool, monkeypat
 def test_triton_merged_heads_in_float32(shape: tuple[int, int, int, int], monkeypatch: pytest.MonkeyPatch) -> None:
     """The merged kernels' arithmetic to 1e-5; by itself the choice gives float32 to the others."""
     monkeypatch.setattr(
-        triton,
+        launch,
         "choose_tile",
         lambda length, heads, width, dtype, mergeable: choose_tile(length, heads, width, torch.float16, mergeable),
     )
@@ -198,3 +200,83 @@ def test_no_sequences() -> None:
     assert result.shape == (0, 16, 4, 3)
     result.sum().backward()
     assert qkv.grad is not None and qkv.grad.shape == qkv.shape
+
+
+def test_one_tensor_as_query_key_and_value_compiles() -> None:
+    x = randn(2, 2, 5, 3, seed=0).requires_grad_()
+    function = lambda t: short_attention(t, t, t, backend="triton")  # noqa: E731
+    (expected,) = torch.autograd.grad(short_attention(x, x, x, backend="torch").square().sum(), x)
+    compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
+    (found,) = torch.autograd.grad(compiled(x).square().sum(), x)
+    assert_close(found, expected, 1e-5)
+
+
+@pytest.mark.parametrize("backend", ["torch", "sdpa", "triton"])
+def test_autocast_computes_in_its_dtype_and_returns_gradients_in_the_inputs(backend: str) -> None:
+    qkv = randn(3, 16, 3, 4, 3, seed=0).requires_grad_()
+    with torch.autocast(DEVICE, dtype=torch.float16):
+        result = short_attention(qkv, backend=backend)
+    assert result.dtype == torch.float16
+    (gradient,) = torch.autograd.grad(result.float().square().sum(), qkv)
+    assert gradient.dtype == torch.float32
+    (expected,) = torch.autograd.grad(short_attention(qkv, backend="torch").square().sum(), qkv)
+    assert_close(gradient, expected, 4e-3)
+
+
+def test_autocast_leaves_float64() -> None:
+    with torch.autocast(DEVICE, dtype=torch.bfloat16):
+        result = short_attention(randn(1, 4, 3, 2, 3, seed=0, dtype=torch.float64), backend="torch")
+    assert result.dtype == torch.float64
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype", "scale", "reason"),
+    [
+        ((2, 73, 3, 1, 8), torch.float32, None, "73 tokens"),
+        ((2, 4, 3, 1, 65), torch.float32, None, "head dimension 65"),
+        ((2, 4, 3, 1, 8), torch.float32, -1.0, "scale -1.0"),
+    ],
+)
+def test_triton_says_why_not(shape: tuple[int, ...], dtype: torch.dtype, scale: float | None, reason: str) -> None:
+    with pytest.raises(BackendUnavailable, match=reason):
+        short_attention(randn(*shape, seed=0, dtype=dtype), scale=scale, backend="triton")
+
+
+@pytest.mark.parametrize(
+    ("width", "dtype", "sequences", "reason"),
+    [
+        (8, torch.float32, 2, "needs a CUDA device"),
+        (6, torch.float32, 2, "no multiple of 4"),
+        (12, torch.float16, 2, "no multiple of 8"),
+        (8, torch.float16, 65536, "65536 sequences"),
+        (8, torch.float64, 2, "float64"),
+    ],
+)
+@CPU_ONLY
+def test_xformers_says_why_not(
+    width: int, dtype: torch.dtype, sequences: int, reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(op, "installed", lambda package: True)
+    with pytest.raises(BackendUnavailable, match=reason):
+        short_attention(torch.zeros(sequences, 1, 3, 1, width, dtype=dtype), backend="xformers")
+
+
+def test_xformers_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(op, "installed", lambda package: False)
+    with pytest.raises(BackendUnavailable, match="xformers is not installed"):
+        short_attention(randn(1, 4, 3, 1, 8, seed=0), backend="xformers")
+
+
+@pytest.mark.parametrize(
+    ("tensors", "message"),
+    [
+        ((torch.zeros(2, 4, 2, 1, 3),), "packed qkv must be"),
+        ((torch.zeros(2, 1, 4, 3), torch.zeros(2, 1, 4, 3)), "give q, k and v"),
+        ((torch.zeros(2, 1, 4, 3), torch.zeros(2, 1, 5, 3), torch.zeros(2, 1, 5, 3)), "one shape"),
+        ((torch.zeros(2, 1, 4, 3), torch.zeros(2, 1, 4, 3).half(), torch.zeros(2, 1, 4, 3)), "one dtype"),
+        ((torch.zeros(2, 4, 3, 1, 3, dtype=torch.int64),), "floating-point"),
+    ],
+)
+def test_wrong_arguments(tensors: tuple[torch.Tensor, ...], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        short_attention(*tensors)

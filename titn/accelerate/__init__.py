@@ -5,15 +5,16 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 from timm.models import tnt, vision_transformer
 from torch import nn
 
-from titn.accelerate.blocks import FusedTNTBlock, FusedViTBlock, Operations
+from titn.accelerate.blocks import Fused, FusedTNTBlock, FusedViTBlock
 from titn.errors import UserError
 
 KERNELS = ("auto", "torch", "triton")
-_FUSED: dict[type[nn.Module], type[FusedTNTBlock] | type[FusedViTBlock]] = {
+_FUSED: dict[type[nn.Module], type[Fused]] = {
     tnt.Block: FusedTNTBlock,
     vision_transformer.Block: FusedViTBlock,
 }
@@ -52,9 +53,10 @@ def accelerate(model: nn.Module, *, kernels: str = "auto") -> Acceleration:
     pixels in the blocks of `timm.models.tnt.TNT`; the MLP half of `timm.models.vision_transformer.Block` (ViT, DeiT and
     other models made of it). Modules, parameters, state dict, modes, checkpointing of activations, copies and pickles
     stay as they were; `torch.compile` goes through. Drop path and layer scale are applied outside of the operations. A
-    second call starts afresh. A replaced submodule is read, not called: hooks and other modules must be put into it
-    before this call, and a forward pass that finds it changed afterwards raises a UserError. Under autocast the Triton
-    kernels may keep the stream of pixels in autocast's dtype, where timm's own sums are in float32.
+    second call starts afresh. Replaced submodules are read, not called, and what a block computes is decided here:
+    call `accelerate` again after a change of a block's modules, hooks or rates. A forward pass that finds a module of
+    another class raises a UserError; other changes are not seen. Under autocast the Triton kernels may keep the stream
+    of pixels in autocast's dtype, where timm's own sums are in float32.
 
     Args:
         model: on any device, in any floating dtype; no data is read.
@@ -93,13 +95,12 @@ def restore(model: nn.Module) -> None:
     Raises:
         UserError: a replaced block has since been given another class by other code.
     """
-    fused = (FusedTNTBlock, FusedViTBlock)
-    blocks = [(name, module) for name, module in model.named_modules() if isinstance(module, fused)]
+    blocks = [(name, module) for name, module in model.named_modules() if isinstance(module, Fused)]
     for name, block in blocks:
         if type(block) not in _ORIGINAL:
             raise UserError(f"{name} has become {type(block).__name__} since titn.accelerate: undo that first")
     for _, block in blocks:
-        del block.titn_kernels, block.titn_parts
+        block.unfuse()
         object.__setattr__(block, "__class__", _ORIGINAL[type(block)])
 
 
@@ -118,34 +119,30 @@ def _blocks(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 def _replace(name: str, block: nn.Module, result: Acceleration) -> None:
     """Make timm's `block` a fused one if any of its parts can be, and write to `result` what became of each."""
-    original = type(block)
-    block.__class__ = _FUSED[original]
-    assert isinstance(block, (FusedTNTBlock, FusedViTBlock))
-    block.titn_kernels = result.kernels
-    reasons = {part: block.reason(part) for part in block.parts}
-    if result.kernels == "triton":
-        reasons = {part: reason or block.limit(part) for part, reason in reasons.items()}
-    block.titn_parts = tuple(part for part, reason in reasons.items() if reason is None)
-    evaluation, training = block.operations(False), block.operations(True)
+    block.__class__ = _FUSED[type(block)]
+    assert isinstance(block, Fused)
+    reasons = block.fuse(result.kernels)
+    evaluation, training = block.titn_evaluation.operations, block.titn_training.operations
     prefix = f"{name}." if name else ""
     for part, reason in reasons.items():
         if reason is not None:
             result.kept[f"{prefix}{part}"] = reason
             continue
-        result.replaced[f"{prefix}{part}"] = _label(evaluation, training, part)
+        result.replaced[f"{prefix}{part}"] = _label(evaluation[part], training[part])
         if training[part] is None:
-            rate = block.dropout(part).p
+            module: Any = block.get_submodule(part)
+            rate = (module.attn_drop if hasattr(module, "attn_drop") else module.drop1).p
             result.kept[f"{prefix}{part}"] = f"in training, dropout {rate} inside it is not part of the fused operation"
     if isinstance(block, FusedViTBlock):
         result.kept[f"{prefix}attn"] = "of ViT blocks only the MLP half is replaced"
-    if not block.titn_parts:
+    if all(reasons.values()):
         restore(block)
 
 
-def _label(evaluation: Operations, training: Operations, part: str) -> str:
-    if evaluation[part] == training[part]:
-        return str(evaluation[part])
-    return f"{evaluation[part]} in evaluation" + (f", {training[part]} in training" if training[part] else "")
+def _label(evaluation: str | None, training: str | None) -> str:
+    if evaluation == training:
+        return str(evaluation)
+    return f"{evaluation} in evaluation" + (f", {training} in training" if training else "")
 
 
 def _lines(entries: dict[str, str]) -> list[str]:

@@ -1,8 +1,10 @@
 """timm's TNT and ViT blocks computed by the fused operations: subclasses that `titn.accelerate` puts in their place.
 
-A block becomes one of these by assignment to its `__class__`: modules, parameters, buffers and hooks of the block stay
-what they were, and copies and pickles know their class. (A `forward` set on the instance cannot be pickled.) What a
-block does is timm 1.0.15 to 1.0.31, `timm.models.tnt.Block` and `timm.models.vision_transformer.Block`.
+A block becomes one of these by assignment to its `__class__`, as in `torch.nn.utils.parametrize`: it stays the same
+object wherever it is held (a model that is one block, a block that stands in two places), with its attributes, modules,
+parameters, buffers and hooks; copies and pickles know their class. (A `forward` set on the instance cannot be pickled,
+and a module in the block's place would have to pass all of the block's attributes on.) What a block does is timm 1.0.15
+to 1.0.31, `timm.models.tnt.Block` and `timm.models.vision_transformer.Block`.
 """
 
 from __future__ import annotations
@@ -16,16 +18,21 @@ import torch
 from timm.models import tnt, vision_transformer
 from torch import Tensor, nn
 
-from titn.accelerate.checks import acts, attention_reason, dropouts, linear_reason, mlp_reason, norm_reason, size_limit
+from titn.accelerate.checks import acts, attention_reason, linear_reason, mlp_reason, norm_reason, size_limit
 from titn.errors import UserError
-from titn.kernels import inner_block, layernorm_mlp, outer_attention, outer_block, pixels_to_patches
+from titn.kernels import (
+    AttentionWeights,
+    MlpWeights,
+    inner_block,
+    layernorm_mlp,
+    outer_attention,
+    outer_block,
+    pixels_to_patches,
+)
 from titn.kernels.common.wide import WIDEST
 from titn.kernels.inner_block.op import LARGEST_CHANNELS, LARGEST_HEAD, LARGEST_LENGTH
-from titn.kernels.pixels_to_patches.configuration import MAX_CHANNELS, MAX_COLUMNS, MAX_WIDTH
+from titn.kernels.pixels_to_patches.op import MAX_CHANNELS, MAX_COLUMNS, MAX_WIDTH
 from titn.kernels.short_attention.op import MAX_HEAD_DIMENSION
-
-Operations = dict[str, str | None]
-"""The operation that computes each part of a block; None: timm's own modules."""
 
 
 class Stream(NamedTuple):
@@ -43,18 +50,31 @@ OUTER = Stream("norm_out", "attn_out", "norm_mlp", "mlp", "outer_block")
 _WHOLE: dict[str, Callable[..., Tensor]] = {"inner_block": inner_block, "outer_block": outer_block}
 
 
-class _Fused(nn.Module, ABC):
-    """What the two blocks share; `titn_kernels` and `titn_parts` are set by `titn.accelerate`.
+class Plan(NamedTuple):
+    """What a block does in one mode, by part: the operation (None: timm's own modules), and the parts whose branch goes
+    through dropout, drop path or a scale before it is added."""
+
+    operations: dict[str, str | None]
+    branches: tuple[str, ...] = ()
+
+
+class Fused(nn.Module, ABC):
+    """What the two blocks share.
 
     Attributes:
         parts: names of the submodules that a fused operation can compute; each stands for its norm as well.
         titn_kernels: the backend of every operation.
-        titn_parts: those of `parts` that are replaced.
+        titn_replaced: those of `parts` that are replaced.
+        titn_training, titn_evaluation: the plans, made by `fuse`.
+        titn_kinds: classes of the block's modules, and of those within replaced parts, as they were.
     """
 
     parts: tuple[str, ...]
     titn_kernels: str
-    titn_parts: tuple[str, ...]
+    titn_replaced: list[str]
+    titn_training: Plan
+    titn_evaluation: Plan
+    titn_kinds: list[type]
 
     @abstractmethod
     def reason(self, part: str) -> str | None:
@@ -64,32 +84,44 @@ class _Fused(nn.Module, ABC):
     def limit(self, part: str) -> str | None:
         """Why no Triton kernel has the sizes of `part`; None: one has."""
 
-    def dropout(self, part: str) -> Any:
-        """timm's dropout inside the attention or MLP `part`, on attention weights or hidden columns."""
-        return dropouts(self._modules[part])[0]
-
     @abstractmethod
-    def operations(self, training: bool | None = None) -> Operations:
-        """What computes each part, as the modules are now or as they would be after `train(training)`.
+    def plan(self, training: bool) -> Plan:
+        """How the block computes in this mode."""
+
+    def fuse(self, kernels: str) -> dict[str, str | None]:
+        """Plans both modes for this backend; gives the reason why not, or None, for each part."""
+        reasons = {part: self.reason(part) for part in self.parts}
+        if kernels == "triton":
+            reasons = {part: reason or self.limit(part) for part, reason in reasons.items()}
+        self.titn_kernels = kernels
+        self.titn_replaced = [part for part, reason in reasons.items() if reason is None]
+        self.titn_training, self.titn_evaluation = self.plan(True), self.plan(False)
+        self.titn_kinds = self._kinds()
+        return reasons
+
+    def unfuse(self) -> None:
+        """Forgets what `fuse` wrote."""
+        del self.titn_kernels, self.titn_replaced, self.titn_training, self.titn_evaluation, self.titn_kinds
+
+    def _kinds(self) -> list[type]:
+        modules: Any = self._modules
+        found = [*map(type, modules.values())]
+        for part in self.titn_replaced:
+            found += map(type, modules[part]._modules.values())
+        return found
+
+    def _current(self) -> Plan:
+        """The plan of this mode.
 
         Raises:
-            UserError: a module of a replaced part is no longer what it was when it was replaced.
+            UserError: a module has another class than when it was replaced.
         """
-
-    def _fused(self, part: str, training: bool | None) -> bool:
-        """Whether a fused operation computes the attention or MLP `part`: it is replaced and drops nothing inside."""
-        return self._replaced(part) and not acts(self.dropout(part), training)
-
-    def _replaced(self, part: str) -> bool:
-        if part not in self.titn_parts:
-            return False
-        reason = self.reason(part)
-        if reason is not None:
-            raise UserError(f"{part} has changed since titn.accelerate: {reason}; call titn.accelerate(model) again")
-        return True
+        if self._kinds() != self.titn_kinds:
+            raise UserError("a module has changed since titn.accelerate: call titn.accelerate(model) again")
+        return self.titn_training if self.training else self.titn_evaluation
 
 
-class FusedTNTBlock(_Fused, tnt.Block):
+class FusedTNTBlock(Fused, tnt.Block):
     """timm's TNT block; parts: both attentions, both MLPs, and the projection of pixels into patches."""
 
     parts = ("attn_in", "mlp_in", "proj", "attn_out", "mlp")
@@ -102,21 +134,18 @@ class FusedTNTBlock(_Fused, tnt.Block):
 
     def forward(self, pixel_embed: Tensor, patch_embed: Tensor) -> tuple[Tensor, Tensor]:
         """Pixels [B * N, L, C] and patches [B, 1 + N, D] to both of the same shapes."""
-        operations = self.operations()
-        pixel_embed = self._layer(pixel_embed, INNER, operations)
-        patch_embed = self._project(pixel_embed, patch_embed, operations)
-        return pixel_embed, self._layer(patch_embed, OUTER, operations)
+        plan = self._current()
+        pixel_embed = self._layer(pixel_embed, INNER, plan)
+        patch_embed = self._project(pixel_embed, patch_embed, plan)
+        return pixel_embed, self._layer(patch_embed, OUTER, plan)
 
     def reason(self, part: str) -> str | None:
-        modules: Any = self._modules
         if part == "proj":
-            if modules.get("norm2_proj") is not None:
+            if getattr(self, "norm2_proj", None) is not None:
                 return "the norm behind the projection (norm2_proj) is not part of the fused operation"
-            return norm_reason(modules["norm1_proj"]) or linear_reason(modules, "proj")
-        stream = INNER if part in INNER else OUTER
-        if part == stream.attn:
-            return attention_reason(modules[stream.norm1], modules[stream.attn])
-        return mlp_reason(modules[stream.norm2], modules[stream.mlp])
+            return norm_reason(self.norm1_proj) or linear_reason(self, "proj")
+        norm1, attn, norm2, mlp = self._modules_of(INNER if part in INNER else OUTER)
+        return attention_reason(norm1, attn) if part.startswith("attn") else mlp_reason(norm2, mlp)
 
     def limit(self, part: str) -> str | None:
         width, channels = self.proj.out_features, self.attn_in.proj.in_features
@@ -131,48 +160,50 @@ class FusedTNTBlock(_Fused, tnt.Block):
         head = ("channels a head", self.attn_in.head_dim, LARGEST_HEAD)
         return size_limit(("channels", channels, LARGEST_CHANNELS), ("pixels", length, LARGEST_LENGTH), head)
 
-    def operations(self, training: bool | None = None) -> Operations:
-        found: Operations = {"proj": "pixels_to_patches" if self._replaced("proj") else None}
-        modules: Any = self._modules
-        drops = acts(modules["drop_path"], training)
+    def plan(self, training: bool) -> Plan:
+        operations: dict[str, str | None] = {"proj": "pixels_to_patches" if "proj" in self.titn_replaced else None}
+        branches = []
+        path = acts(self.drop_path, training)
         for stream in (INNER, OUTER):
-            norm1, attn, norm2, mlp = (modules[name] for name in stream[:4])
-            attention, perceptron = self._fused(stream.attn, training), self._fused(stream.mlp, training)
-            whole = attention and perceptron and not drops and norm1.eps == norm2.eps
-            if whole and not acts(dropouts(attn)[1], training) and not acts(dropouts(mlp)[1], training):
-                found[stream.attn] = found[stream.mlp] = stream.whole
+            norm1, attn, norm2, mlp = self._modules_of(stream)
+            attention = stream.attn in self.titn_replaced and not acts(attn.attn_drop, training)
+            perceptron = stream.mlp in self.titn_replaced and not acts(mlp.drop1, training)
+            behind = {
+                stream.attn: attention and (path or acts(attn.proj_drop, training)),
+                stream.mlp: perceptron and (path or acts(mlp.drop2, training)),
+            }
+            branches += [part for part, dropped in behind.items() if dropped]
+            if attention and perceptron and not any(behind.values()) and norm1.eps == norm2.eps:
+                operations[stream.attn] = operations[stream.mlp] = stream.whole
             else:
-                found[stream.attn] = "outer_attention" if attention else None
-                found[stream.mlp] = "layernorm_mlp" if perceptron else None
-        return found
+                operations[stream.attn] = "outer_attention" if attention else None
+                operations[stream.mlp] = "layernorm_mlp" if perceptron else None
+        return Plan(operations, tuple(branches))
 
-    def _layer(self, x: Tensor, stream: Stream, operations: Operations) -> Tensor:
-        """One layer of the stream x [S, L, C]."""
+    def _modules_of(self, stream: Stream) -> list[Any]:
         modules: Any = self._modules
-        norm1, attn, norm2, mlp = (modules[name] for name in stream[:4])
-        if operations[stream.attn] == stream.whole:
-            return _WHOLE[stream.whole](
-                x,
-                *_attention_parameters(norm1, attn),
-                *_mlp_parameters(norm2, mlp),
-                num_heads=attn.num_heads,
-                eps=norm1.eps,
-                backend=self.titn_kernels,
-            )
-        if operations[stream.attn] is None:
+        return [modules[name] for name in stream[:4]]
+
+    def _layer(self, x: Tensor, stream: Stream, plan: Plan) -> Tensor:
+        """One layer of the stream x [S, L, C]."""
+        norm1, attn, norm2, mlp = self._modules_of(stream)
+        settings = {"num_heads": attn.num_heads, "eps": norm1.eps, "backend": self.titn_kernels}
+        if plan.operations[stream.attn] == stream.whole:
+            return _WHOLE[stream.whole](x, _attention_weights(norm1, attn), _mlp_weights(norm2, mlp), **settings)
+        if plan.operations[stream.attn] is None:
             x = x + self.drop_path(attn(norm1(x)))
         else:
-            settings = {"num_heads": attn.num_heads, "eps": norm1.eps, "backend": self.titn_kernels}
-            parameters = _attention_parameters(norm1, attn)
-            x = _residual(x, partial(outer_attention, x, *parameters, **settings), attn.proj_drop, self.drop_path)
-        if operations[stream.mlp] is None:
+            operation = partial(outer_attention, x, _attention_weights(norm1, attn), **settings)
+            x = _residual(x, operation, stream.attn in plan.branches, attn.proj_drop, self.drop_path)
+        if plan.operations[stream.mlp] is None:
             return x + self.drop_path(mlp(norm2(x)))
-        return _mlp_half(x, norm2, mlp, self.titn_kernels, self.drop_path)
+        operation = partial(layernorm_mlp, x, _mlp_weights(norm2, mlp), eps=norm2.eps, backend=self.titn_kernels)
+        return _residual(x, operation, stream.mlp in plan.branches, mlp.drop2, self.drop_path)
 
-    def _project(self, pixels: Tensor, patches: Tensor, operations: Operations) -> Tensor:
+    def _project(self, pixels: Tensor, patches: Tensor, plan: Plan) -> Tensor:
         """Pixels [B * N, L, C] added to rows 1..N of patches [B, 1 + N, D]."""
         batch, tokens, _ = patches.shape
-        if operations["proj"] is not None:
+        if plan.operations["proj"] is not None:
             norm, proj = self.norm1_proj, self.proj
             pixels = pixels.reshape(batch, tokens - 1, *pixels.shape[1:])
             parameters = (norm.weight, norm.bias, proj.weight, proj.bias)
@@ -184,7 +215,7 @@ class FusedTNTBlock(_Fused, tnt.Block):
         return torch.cat((patches[:, :1], patches[:, 1:] + rows), dim=1)
 
 
-class FusedViTBlock(_Fused, vision_transformer.Block):
+class FusedViTBlock(Fused, vision_transformer.Block):
     """timm's ViT block with its MLP half fused; attention, masks included, is timm's own."""
 
     parts = ("mlp",)
@@ -199,10 +230,13 @@ class FusedViTBlock(_Fused, vision_transformer.Block):
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """[B, T, D] to [B, T, D]; further arguments are those of timm's attention."""
+        plan = self._current()
         x = x + self.drop_path1(self.ls1(self.attn(self.norm1(x), *args, **kwargs)))
-        if self.operations()["mlp"] is None:
+        if plan.operations["mlp"] is None:
             return x + self.drop_path2(self.ls2(self.mlp(self.norm2(x))))
-        return _mlp_half(x, self.norm2, self.mlp, self.titn_kernels, self.ls2, self.drop_path2)
+        weights = _mlp_weights(self.norm2, self.mlp)
+        operation = partial(layernorm_mlp, x, weights, eps=self.norm2.eps, backend=self.titn_kernels)
+        return _residual(x, operation, "mlp" in plan.branches, self.mlp.drop2, self.ls2, self.drop_path2)
 
     def reason(self, part: str) -> str | None:
         return mlp_reason(self.norm2, self.mlp)
@@ -210,31 +244,29 @@ class FusedViTBlock(_Fused, vision_transformer.Block):
     def limit(self, part: str) -> str | None:
         return size_limit(("channels", self.mlp.fc1.in_features, WIDEST))
 
-    def operations(self, training: bool | None = None) -> Operations:
-        return {"mlp": "layernorm_mlp" if self._fused("mlp", training) else None}
+    def plan(self, training: bool) -> Plan:
+        if "mlp" not in self.titn_replaced or acts(self.mlp.drop1, training):
+            return Plan({"mlp": None})
+        behind = (self.mlp.drop2, self.ls2, self.drop_path2)
+        return Plan({"mlp": "layernorm_mlp"}, ("mlp",) if any(acts(module, training) for module in behind) else ())
 
 
-def _mlp_half(x: Tensor, norm: Any, mlp: Any, kernels: str, *behind: nn.Module) -> Tensor:
-    operation = partial(layernorm_mlp, x, *_mlp_parameters(norm, mlp), eps=norm.eps, backend=kernels)
-    return _residual(x, operation, mlp.drop2, *behind)
-
-
-def _residual(x: Tensor, operation: Callable[..., Tensor], *behind: nn.Module) -> Tensor:
-    """x + the branch, sent through the modules behind it where they do anything."""
-    if not any(acts(module) for module in behind):
+def _residual(x: Tensor, operation: Callable[..., Tensor], branch: bool, *behind: nn.Module) -> Tensor:
+    """x + the operation; `branch`: sent through the modules behind it before it is added."""
+    if not branch:
         return operation(residual=True)
-    branch = operation(residual=False)
+    found = operation(residual=False)
     for module in behind:
-        branch = module(branch)
-    return x + branch
+        found = module(found)
+    return x + found
 
 
-def _attention_parameters(norm: Any, attn: Any) -> tuple[Any, ...]:
-    """Norm, q/k/v as one [3 C, C] product of rows q, k, v, and projection; weights and biases."""
+def _attention_weights(norm: Any, attn: Any) -> AttentionWeights:
+    """timm's q/k and v as one [3 C, C] product of rows q, k, v."""
     weight = torch.cat((attn.qk.weight, attn.v.weight))
     bias = None if attn.qk.bias is None else torch.cat((attn.qk.bias, attn.v.bias))
-    return norm.weight, norm.bias, weight, bias, attn.proj.weight, attn.proj.bias
+    return AttentionWeights(norm.weight, norm.bias, weight, bias, attn.proj.weight, attn.proj.bias)
 
 
-def _mlp_parameters(norm: Any, mlp: Any) -> tuple[Any, ...]:
-    return norm.weight, norm.bias, mlp.fc1.weight, mlp.fc1.bias, mlp.fc2.weight, mlp.fc2.bias
+def _mlp_weights(norm: Any, mlp: Any) -> MlpWeights:
+    return MlpWeights(norm.weight, norm.bias, mlp.fc1.weight, mlp.fc1.bias, mlp.fc2.weight, mlp.fc2.bias)

@@ -7,7 +7,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from titn.kernels import inner_block, layernorm_mlp, outer_attention, outer_block, pixels_to_patches
+from titn.kernels import (
+    AttentionWeights,
+    MlpWeights,
+    inner_block,
+    layernorm_mlp,
+    outer_attention,
+    outer_block,
+    pixels_to_patches,
+)
 
 MLP_RATIO = 4
 LAYER_NORM_EPS = 1e-5
@@ -27,13 +35,13 @@ class _TransformerLayer(nn.Module):
         self.fc1 = nn.Linear(dim, MLP_RATIO * dim)
         self.fc2 = nn.Linear(MLP_RATIO * dim, dim)
 
-    def _attention_half(self) -> tuple[Tensor, ...]:
-        modules = (self.norm1, self.qkv, self.proj)
-        return tuple(parameter for module in modules for parameter in (module.weight, module.bias))
+    def attention(self) -> AttentionWeights:
+        """The weights of the attention half."""
+        return AttentionWeights(*_parameters(self.norm1, self.qkv, self.proj))
 
-    def _mlp_half(self) -> tuple[Tensor, ...]:
-        modules = (self.norm2, self.fc1, self.fc2)
-        return tuple(parameter for module in modules for parameter in (module.weight, module.bias))
+    def mlp(self) -> MlpWeights:
+        """The weights of the MLP half."""
+        return MlpWeights(*_parameters(self.norm2, self.fc1, self.fc2))
 
 
 class PixelLayer(_TransformerLayer):
@@ -41,10 +49,8 @@ class PixelLayer(_TransformerLayer):
 
     def forward(self, pixels: Tensor) -> Tensor:
         """[B, N, M, C] to [B, N, M, C]: attention among the M pixels of each patch, then the MLP, both residual."""
-        parameters = (*self._attention_half(), *self._mlp_half())
-        sequences = pixels.flatten(0, 1)
         settings: Any = {"num_heads": self.heads, "eps": LAYER_NORM_EPS, "backend": self.kernels}
-        return inner_block(sequences, *parameters, **settings).view(pixels.shape)
+        return inner_block(pixels.flatten(0, 1), self.attention(), self.mlp(), **settings).view(pixels.shape)
 
 
 class PixelsToPatches(nn.Module):
@@ -87,17 +93,21 @@ class PatchLayer(_TransformerLayer):
     def forward(self, patches: Tensor) -> Tensor:
         """[B, T, D] to [B, T, D]."""
         settings: Any = {"eps": LAYER_NORM_EPS, "backend": self.kernels}
-        attention, mlp = self._attention_half(), self._mlp_half()
+        attention, mlp = self.attention(), self.mlp()
         if self.keep is None or not self.training:
-            return outer_block(patches, *attention, *mlp, num_heads=self.heads, **settings)
-        branch = outer_attention(patches, *attention, num_heads=self.heads, residual=False, **settings)
+            return outer_block(patches, attention, mlp, num_heads=self.heads, **settings)
+        branch = outer_attention(patches, attention, num_heads=self.heads, residual=False, **settings)
         patches = patches + self._drop_path(branch)
-        return patches + self._drop_path(layernorm_mlp(patches, *mlp, residual=False, **settings))
+        return patches + self._drop_path(layernorm_mlp(patches, mlp, residual=False, **settings))
 
     def _drop_path(self, branch: Tensor) -> Tensor:
         assert self.keep is not None
         kept = torch.rand(branch.shape[0], 1, 1, device=branch.device) < self.keep
         return branch * (kept / self.keep).to(branch.dtype)
+
+
+def _parameters(*modules: nn.LayerNorm | nn.Linear) -> list[Any]:
+    return [parameter for module in modules for parameter in (module.weight, module.bias)]
 
 
 def drop_path_rates(rate: float, depth: int) -> list[float | None]:

@@ -189,7 +189,7 @@ def test_mistakes() -> None:
     assert type(wide.blocks[0]) is Block
 
 
-def test_a_module_changed_afterwards_is_never_ignored() -> None:
+def test_another_module_afterwards_is_never_ignored() -> None:
     model = vit()
     report = titn.accelerate(model)
     model.blocks[1].mlp.act = nn.ReLU()
@@ -199,7 +199,22 @@ def test_a_module_changed_afterwards_is_never_ignored() -> None:
     titn.restore(expected)
     torch.testing.assert_close(model(IMAGES), expected(IMAGES), rtol=0, atol=1e-10)
     report.undo()
-    assert not any(hasattr(block, "titn_parts") for block in model.blocks)
+    assert not any(hasattr(block, "titn_kinds") for block in model.blocks)
+
+
+def test_other_changes_are_seen_by_the_next_call() -> None:
+    """A hook and a rate: blocks are checked when they are replaced, not in every forward pass."""
+    model = vit(drop_path_rate=0.5).train()
+    titn.accelerate(model)
+    model.blocks[0].drop_path2.drop_prob = model.blocks[1].drop_path2.drop_prob = 0.0
+    model.blocks[1].mlp.register_forward_hook(lambda *_: torch.zeros((), dtype=torch.float64))
+    report = titn.accelerate(model)
+    assert "has hooks" in report.kept["blocks.1.mlp"] and list(report.replaced) == ["blocks.0.mlp"]
+    torch.manual_seed(0)
+    found = model(IMAGES)
+    report.undo()
+    torch.manual_seed(0)
+    torch.testing.assert_close(found, model(IMAGES), rtol=0, atol=1e-10)
 
 
 @pytest.mark.parametrize(("build", "count"), [("tnt_s", 23.8), ("tnt_s_legacy", 23.8), ("tnt_b", 65.4)])

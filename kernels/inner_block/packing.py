@@ -22,20 +22,10 @@ each of W1, W2, dW1.
 import triton
 import triton.language as tl
 
-from titn.kernels.common.tiles import sum_of_rows
+from titn.kernels.common.tiles import sum_of_rows, vector
 
 LOG2E = tl.constexpr(1.4426950408889634)
 LN2 = tl.constexpr(0.6931471805599453)
-
-
-@triton.jit
-def _vector(pointer, index, mask, default: tl.constexpr):
-    """pointer[index] as float32; `default` throughout where the parameter is absent."""
-    if pointer is None:
-        value = tl.full(index.shape, default, tl.float32)
-    else:
-        value = tl.load(pointer + index, mask=mask, other=default).to(tl.float32)
-    return value
 
 
 @triton.jit
@@ -48,8 +38,8 @@ def _head_row(row, C: tl.constexpr, D: tl.constexpr, SW: tl.constexpr, HS: tl.co
 
 @triton.jit
 def pack_weights(
-    packed, ln1_weight, ln1_bias, qkv_weight, qkv_bias, proj_weight, proj_bias,
-    ln2_weight, ln2_bias, fc1_weight, fc1_bias, fc2_weight, scale,
+    packed, norm1_weight, norm1_bias, qkv_weight, qkv_bias, proj_weight, proj_bias,
+    norm2_weight, norm2_bias, fc1_weight, fc1_bias, fc2_weight, scale,
     C: tl.constexpr, CP: tl.constexpr, D: tl.constexpr, SW: tl.constexpr, HS: tl.constexpr, R: tl.constexpr,
     F: tl.constexpr, FP: tl.constexpr,
 ):  # fmt: skip
@@ -65,15 +55,15 @@ def pack_weights(
         mask = valid[:, None] & inside[None, :]
         if section == 3:
             tile = tl.load(proj_weight + c[None, :] * C + channel[:, None], mask=mask, other=0.0).to(tl.float32)
-            shift = _vector(proj_bias, c, inside, 0.0)
+            shift = vector(proj_bias, c, inside, 0.0)
             tile = tl.where((is_one & (row % R < SW))[:, None], shift[None, :], tile)
         else:
             kind = section % 4
             source = kind * C + channel
             w = tl.load(qkv_weight + source[:, None] * C + c[None, :], mask=mask, other=0.0).to(tl.float32)
-            tile = w * _vector(ln1_weight, c, inside, 1.0)[None, :]
+            tile = w * vector(norm1_weight, c, inside, 1.0)[None, :]
             if section < 3:
-                bias = tl.sum(w * _vector(ln1_bias, c, inside, 0.0)[None, :], 1) + _vector(qkv_bias, source, valid, 0.0)
+                bias = tl.sum(w * vector(norm1_bias, c, inside, 0.0)[None, :], 1) + vector(qkv_bias, source, valid, 0.0)
                 bias = tl.where(is_one & (kind == 2), 1.0, bias)
                 tile = (tile + bias[:, None] * ones) * tl.where(kind == 0, scale * LOG2E, 1.0)
             else:
@@ -87,9 +77,9 @@ def pack_weights(
             tile = tl.load(fc2_weight + c[None, :] * F + f[:, None], mask=mask, other=0.0).to(tl.float32)
         else:
             w = tl.load(fc1_weight + f[:, None] * C + c[None, :], mask=mask, other=0.0).to(tl.float32)
-            tile = w * _vector(ln2_weight, c, inside, 1.0)[None, :]
+            tile = w * vector(norm2_weight, c, inside, 1.0)[None, :]
             if section == 0:
-                bias = tl.sum(w * _vector(ln2_bias, c, inside, 0.0)[None, :], 1) + _vector(fc1_bias, f, f < F, 0.0)
+                bias = tl.sum(w * vector(norm2_bias, c, inside, 0.0)[None, :], 1) + vector(fc1_bias, f, f < F, 0.0)
                 tile += bias[:, None] * ones
             else:
                 tile = tl.where(inside[None, :], tile - (tl.sum(tile, 1) / C)[:, None], 0.0)
@@ -104,8 +94,8 @@ def _store(pointer, index, value, mask):
 
 @triton.jit
 def _attention_column(
-    c, sums, programs, ln1_weight, ln1_bias, qkv_weight, scale,
-    d_ln1_weight, d_ln1_bias, d_qkv_weight, d_qkv_bias, d_proj_weight, d_proj_bias,
+    c, sums, programs, norm1_weight, norm1_bias, qkv_weight, scale,
+    d_norm1_weight, d_norm1_bias, d_qkv_weight, d_qkv_bias, d_proj_weight, d_proj_bias,
     C: tl.constexpr, CP: tl.constexpr, D: tl.constexpr, SW: tl.constexpr, HS: tl.constexpr, R: tl.constexpr,
     RP: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
@@ -119,12 +109,12 @@ def _attention_column(
     over_ones = sum_of_rows(sums, C * (4 * R) + j, j < 3 * R, programs, CP * 4 * R, BLOCK) * unscale
     if c < C:
         total = sum_of_rows(sums, c * (4 * R) + j, j < 4 * R, programs, CP * 4 * R, BLOCK) * unscale
-        gamma = _vector(ln1_weight, c + 0 * j, qkv, 1.0)
-        beta = _vector(ln1_bias, c + 0 * j, qkv, 0.0)
+        gamma = vector(norm1_weight, c + 0 * j, qkv, 1.0)
+        beta = vector(norm1_bias, c + 0 * j, qkv, 0.0)
         w = tl.load(qkv_weight + source * C + c, mask=qkv, other=0.0).to(tl.float32)
         _store(d_qkv_weight, source * C + c, gamma * total + beta * over_ones, qkv)
-        _store(d_ln1_weight, c, tl.sum(w * total, 0), None)
-        _store(d_ln1_bias, c, tl.sum(w * over_ones, 0), None)
+        _store(d_norm1_weight, c, tl.sum(w * total, 0), None)
+        _store(d_norm1_bias, c, tl.sum(w * over_ones, 0), None)
         _store(d_proj_weight, c * C + channel, total, valid & (kind == 3))
         _store(d_proj_bias, c + 0 * j, total, is_one & (kind == 3) & (j % R < SW))
     else:
@@ -133,8 +123,8 @@ def _attention_column(
 
 @triton.jit
 def _mlp_column(
-    c, sums, programs, ln2_weight, ln2_bias, fc1_weight,
-    d_ln2_weight, d_ln2_bias, d_fc1_weight, d_fc1_bias, d_fc2_weight, d_fc2_bias,
+    c, sums, programs, norm2_weight, norm2_bias, fc1_weight,
+    d_norm2_weight, d_norm2_bias, d_fc1_weight, d_fc1_bias, d_fc2_weight, d_fc2_bias,
     C: tl.constexpr, CP: tl.constexpr, F: tl.constexpr, FP: tl.constexpr, MP: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Column c of the MLP half's gradients; c = C: those of the first bias."""
@@ -144,12 +134,12 @@ def _mlp_column(
     over_ones = sum_of_rows(sums, C * rows + j, first, programs, CP * rows, BLOCK)
     if c < C:
         total = sum_of_rows(sums, c * rows + j, j < rows, programs, CP * rows, BLOCK)
-        gamma = _vector(ln2_weight, c + 0 * j, first, 1.0)
-        beta = _vector(ln2_bias, c + 0 * j, first, 0.0)
+        gamma = vector(norm2_weight, c + 0 * j, first, 1.0)
+        beta = vector(norm2_bias, c + 0 * j, first, 0.0)
         w = tl.load(fc1_weight + j * C + c, mask=first, other=0.0).to(tl.float32)
         _store(d_fc1_weight, j * C + c, gamma * total + beta * over_ones, first)
-        _store(d_ln2_weight, c, tl.sum(w * total, 0), None)
-        _store(d_ln2_bias, c, tl.sum(w * over_ones, 0), None)
+        _store(d_norm2_weight, c, tl.sum(w * total, 0), None)
+        _store(d_norm2_bias, c, tl.sum(w * over_ones, 0), None)
         _store(d_fc2_weight, c * F + j - FP, total, (j >= FP) & (j < FP + F))
         _store(d_fc2_bias, c + 0 * j, total, j == 2 * FP)
     else:
@@ -159,9 +149,9 @@ def _mlp_column(
 @triton.jit
 def unpack_gradients(
     attention_sums, mlp_sums, attention_programs, mlp_programs,
-    ln1_weight, ln1_bias, qkv_weight, ln2_weight, ln2_bias, fc1_weight, scale,
-    d_ln1_weight, d_ln1_bias, d_qkv_weight, d_qkv_bias, d_proj_weight, d_proj_bias,
-    d_ln2_weight, d_ln2_bias, d_fc1_weight, d_fc1_bias, d_fc2_weight, d_fc2_bias,
+    norm1_weight, norm1_bias, qkv_weight, norm2_weight, norm2_bias, fc1_weight, scale,
+    d_norm1_weight, d_norm1_bias, d_qkv_weight, d_qkv_bias, d_proj_weight, d_proj_bias,
+    d_norm2_weight, d_norm2_bias, d_fc1_weight, d_fc1_bias, d_fc2_weight, d_fc2_bias,
     C: tl.constexpr, CP: tl.constexpr, D: tl.constexpr, SW: tl.constexpr, HS: tl.constexpr, R: tl.constexpr,
     F: tl.constexpr, FP: tl.constexpr, RP: tl.constexpr, MP: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
@@ -173,13 +163,13 @@ def unpack_gradients(
     """
     if tl.program_id(0) <= C:
         _attention_column(
-            tl.program_id(0), attention_sums, attention_programs, ln1_weight, ln1_bias, qkv_weight, scale,
-            d_ln1_weight, d_ln1_bias, d_qkv_weight, d_qkv_bias, d_proj_weight, d_proj_bias,
+            tl.program_id(0), attention_sums, attention_programs, norm1_weight, norm1_bias, qkv_weight, scale,
+            d_norm1_weight, d_norm1_bias, d_qkv_weight, d_qkv_bias, d_proj_weight, d_proj_bias,
             C, CP, D, SW, HS, R, RP, BLOCK,
         )  # fmt: skip
     else:
         _mlp_column(
-            tl.program_id(0) - (C + 1), mlp_sums, mlp_programs, ln2_weight, ln2_bias, fc1_weight,
-            d_ln2_weight, d_ln2_bias, d_fc1_weight, d_fc1_bias, d_fc2_weight, d_fc2_bias,
+            tl.program_id(0) - (C + 1), mlp_sums, mlp_programs, norm2_weight, norm2_bias, fc1_weight,
+            d_norm2_weight, d_norm2_bias, d_fc1_weight, d_fc1_bias, d_fc2_weight, d_fc2_bias,
             C, CP, F, FP, MP, BLOCK,
         )  # fmt: skip

@@ -11,7 +11,14 @@ import triton
 from torch import Tensor
 
 from titn.kernels.common.compilation import Compilation
-from titn.kernels.short_attention import merged_heads, split_heads
+from titn.kernels.common.device import interpreting, programs
+from titn.kernels.short_attention.backward import (
+    merged_backward,
+    split_backward,
+    split_backward_keys,
+    split_backward_queries,
+)
+from titn.kernels.short_attention.forward import merged_forward, split_forward
 
 PROGRAMS_PER_MULTIPROCESSOR = 8
 
@@ -21,7 +28,7 @@ class Tile:
     """Shape of a tile for one operand shape.
 
     Attributes:
-        merged: whether all heads of a token are one row (`merged_heads`) or each its own unit (`split_heads`).
+        merged: whether all heads of a token are one row or each is its own unit (forward.py).
         rows: padded tokens of a batch (T).
         query_rows: queries taken at once (TQ).
         columns: padded channels of a row (DP, or CP where merged).
@@ -61,32 +68,31 @@ def choose_tile(length: int, heads: int, width: int, dtype: torch.dtype, mergeab
     return Tile(merged, rows, rows if rows <= 32 else 16, columns, batches, packed, warps)
 
 
-def _constants(tile: Tile, shape: torch.Size | tuple[int, ...], strides: tuple[int, ...]) -> dict[str, int]:
+def _constants(tile: Tile, shape: torch.Size | tuple[int, ...], strides: tuple[int, ...]) -> dict[str, Any]:
     """Values of the kernels' constants for operands `[S, L, H, d]` of these strides; a kernel takes those it names."""
     _, length, heads, width = shape
     return {
         "L": length, "H": heads, "D": width, "SS": strides[0], "SL": strides[1], "SH": strides[2],
         "G": tile.batches, "PACK": tile.packed, "T": tile.rows, "TQ": tile.query_rows,
         "CP": tile.columns, "DP": _power_of_two(width + 1) if tile.merged else tile.columns,
+        "FAST": not interpreting(),
     }  # fmt: skip
 
 
 def _options(kernel: Any, tile: Tile) -> dict[str, int]:
     options = {"num_warps": tile.warps, "num_stages": 1}
-    if kernel is split_heads.backward_queries:
+    if kernel is split_backward_queries:
         options["maxnreg"] = 255  # left to itself the assembler aims at 168 registers here and spills a few
     return options
 
 
-def _launch(kernel: Any, tile: Tile, constants: dict[str, int], units: int, *arguments: Any, blocks: int = 1) -> None:
+def _launch(kernel: Any, tile: Tile, constants: dict[str, Any], units: int, *arguments: Any, blocks: int = 1) -> None:
     """A grid on x whose programs loop over the tiles; `blocks`: pieces of a tile that are work of their own."""
     work = triton.cdiv(units, tile.batches * tile.packed) * blocks
-    device = arguments[0].device
-    multiprocessors = torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
-    programs = min(work, multiprocessors * PROGRAMS_PER_MULTIPROCESSOR)
     named = {name: constants[name] for name in kernel.arg_names if name in constants}
+    grid = (programs(arguments[0], work, PROGRAMS_PER_MULTIPROCESSOR),)
     with torch.cuda.device_of(arguments[0]):
-        kernel[(programs,)](*arguments, **named, **_options(kernel, tile), enable_fp_fusion=True)
+        kernel[grid](*arguments, **named, **_options(kernel, tile), enable_fp_fusion=True)
 
 
 def _common_layout(*tensors: Tensor) -> tuple[Tensor, ...]:
@@ -98,44 +104,63 @@ def _common_layout(*tensors: Tensor) -> tuple[Tensor, ...]:
 
 
 def forward(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
-    """Attention of q, k, v `[S, L, H, d]`, any strides; the result is contiguous."""
+    """The operator `short_attention`: of q, k, v `[S, L, H, d]`, any strides; the result is contiguous."""
     q, k, v = _common_layout(q, k, v)
-    sequences, length, heads, width = q.shape
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     if out.numel() == 0:
         return out
-    tile = choose_tile(length, heads, width, q.dtype, mergeable=q.stride(2) == width)
-    units = sequences if tile.merged else sequences * heads
-    module = merged_heads if tile.merged else split_heads
-    constants = _constants(tile, q.shape, q.stride())
-    _launch(module.forward, tile, constants, units, q, k, v, out, units, scale * math.log2(math.e))
+    tile, constants, units = _tiling(q)
+    kernel = merged_forward if tile.merged else split_forward
+    _launch(kernel, tile, constants, units, q, k, v, out, units, scale * math.log2(math.e))
     return out
 
 
-def backward(
-    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, scale: float, gradients: tuple[Tensor, Tensor, Tensor]
-) -> None:
-    """Writes dq, dk, dv into `gradients`, `[S, L, H, d]` of common strides, contiguous rows; grad has any strides."""
-    dq, dk, dv = gradients
+def backward(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor, Tensor]:
+    """The operator `short_attention_backward`: contiguous dq, dk, dv."""
+    dq, dk, dv = (torch.empty(q.shape, dtype=q.dtype, device=q.device) for _ in range(3))
+    _fill(grad, q, k, v, scale, dq, dk, dv)
+    return dq, dk, dv
+
+
+def packed_forward(qkv: Tensor, scale: float) -> Tensor:
+    """The operator `short_attention_packed`, of qkv `[S, L, 3, H, d]`."""
+    q, k, v = qkv.unbind(2)
+    return forward(q, k, v, scale)
+
+
+def packed_backward(grad: Tensor, qkv: Tensor, scale: float) -> Tensor:
+    """The operator `short_attention_packed_backward`: one gradient `[S, L, 3, H, d]`."""
+    gradient = torch.empty(qkv.shape, dtype=qkv.dtype, device=qkv.device)
+    (q, k, v), (dq, dk, dv) = qkv.unbind(2), gradient.unbind(2)
+    _fill(grad, q, k, v, scale, dq, dk, dv)
+    return gradient
+
+
+def _tiling(q: Tensor) -> tuple[Tile, dict[str, Any], int]:
+    """Tile, constants and number of units for operands laid out as q."""
+    sequences, length, heads, width = q.shape
+    tile = choose_tile(length, heads, width, q.dtype, mergeable=q.stride(2) == width)
+    return tile, _constants(tile, q.shape, q.stride()), sequences if tile.merged else sequences * heads
+
+
+def _fill(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, scale: float, dq: Tensor, dk: Tensor, dv: Tensor) -> None:
+    """Writes dq, dk, dv `[S, L, H, d]`, which have common strides and contiguous rows; the others have any strides."""
     if dq.numel() == 0:
         return
     grad = grad.contiguous()
     q, k, v = _common_layout(q, k, v)
-    sequences, length, heads, width = q.shape
-    tile = choose_tile(length, heads, width, q.dtype, mergeable=q.stride(2) == width)
-    constants = _constants(tile, q.shape, q.stride()) | {"RS": dq.stride(0), "RL": dq.stride(1)}
-    scale_log2e = scale * math.log2(math.e)
-    units = sequences if tile.merged else sequences * heads
+    tile, constants, units = _tiling(q)
+    constants |= {"RS": dq.stride(0), "RL": dq.stride(1)}
+    scales = (units, scale * math.log2(math.e), scale)
     if tile.rows == tile.query_rows:
-        kernel = merged_heads.backward if tile.merged else split_heads.backward
-        _launch(kernel, tile, constants, units, grad, q, k, v, dq, dk, dv, units, scale_log2e, scale)
+        kernel = merged_backward if tile.merged else split_backward
+        _launch(kernel, tile, constants, units, grad, q, k, v, dq, dk, dv, *scales)
         return
+    length = q.shape[1]
     stats = torch.empty((units, 2, length), dtype=torch.float32, device=q.device)
-    arguments: tuple[Any, ...] = (grad, q, k, v, dq, stats, units, scale_log2e, scale)
-    _launch(split_heads.backward_queries, tile, constants, units, *arguments)
+    _launch(split_backward_queries, tile, constants, units, grad, q, k, v, dq, stats, *scales)
     blocks = triton.cdiv(length, tile.query_rows)
-    arguments = (grad, q, k, v, dk, dv, stats, units, scale_log2e, scale)
-    _launch(split_heads.backward_keys, tile, constants, units, *arguments, blocks=blocks)
+    _launch(split_backward_keys, tile, constants, units, grad, q, k, v, dk, dv, stats, *scales, blocks=blocks)
 
 
 # tokens, heads, head dimension: the pixel-level attention, the patch-level one at patch 8, 4 and 16, and a wide head
@@ -156,10 +181,13 @@ def shipped(arch: int) -> list[Compilation]:
         tile = choose_tile(length, heads, width, torch.bfloat16, mergeable=True)
         constants = _constants(tile, (1, length, heads, width), (length * row, row, width))
         constants |= {"RS": length * row, "RL": row}
-        module = merged_heads if tile.merged else split_heads
-        backward = ["backward"] if tile.rows == tile.query_rows else ["backward_queries", "backward_keys"]
-        for name in ["forward", *backward]:
-            function = getattr(module, name)
+        kernels = {"forward": split_forward, "backward": split_backward}
+        if tile.merged:
+            kernels = {"forward": merged_forward, "backward": merged_backward}
+        elif tile.rows > tile.query_rows:
+            kernels = {"forward": split_forward}
+            kernels |= {"backward_queries": split_backward_queries, "backward_keys": split_backward_keys}
+        for name, function in kernels.items():
             found.append(
                 Compilation(
                     operation="short_attention",

@@ -2,66 +2,114 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Any
+
 import torch
 import triton
 from torch import Tensor
 
 from titn.kernels.common.compilation import Compilation
+from titn.kernels.common.configurations import configuration
+from titn.kernels.common.device import architecture, positive, programs
+from titn.kernels.common.weights import contiguous
 from titn.kernels.pixels_to_patches.backward import backward_kernel, reduce_kernel
-from titn.kernels.pixels_to_patches.configuration import (
-    REDUCE_BLOCK,
-    REDUCE_ROWS,
-    Tile,
-    choose_tile,
-    constants,
-)
 from titn.kernels.pixels_to_patches.forward import forward_kernel
 
+REDUCE_ROWS, REDUCE_BLOCK = 16, 128
 
-def forward(
-    pixels: Tensor,
-    patches: Tensor,
-    ln_weight: Tensor,
-    ln_bias: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    eps: float,
-) -> Tensor:
-    """Launches the forward kernel; shapes and dtypes as in the package's docstring, all tensors contiguous."""
+
+@dataclass(frozen=True)
+class Tile:
+    """Tile sizes of a kernel (names as in forward.py's legend).
+
+    Attributes:
+        rows: M.
+        padded: CP, a power of two above C, so that column C is free for the ones that make the bias gradient.
+        pixels: LB, pixels of a chunk.
+        wide, narrow: D0 and D1.
+        tiles: column tiles that cover D.
+        options: launch options.
+    """
+
+    rows: int
+    padded: int
+    pixels: int
+    wide: int
+    narrow: int
+    tiles: int
+    options: dict[str, int]
+
+
+def choose_tile(kernel: str, arch: int, length: int, channels: int, width: int, element_size: int) -> Tile:
+    """The tile of `kernel` for L = length, C = channels, D = width and pixels of element_size bytes on sm_`arch`."""
+    padded = max(16, 1 << channels.bit_length())
+    if width <= 128:
+        wide, narrow = max(16, 1 << (width - 1).bit_length()), 0
+    else:
+        wide, narrow = (128, 64) if width % 192 == 0 else (128, 0)
+    widths = f"{padded} fp32" if element_size == 4 else str(padded)
+    settings = configuration(f"pixels_to_patches.{kernel}", widths, arch)
+    return Tile(
+        rows=settings["rows"],
+        padded=padded,
+        pixels=min(max(1, settings["columns"] // padded), 1 << (length - 1).bit_length()),
+        wide=wide,
+        narrow=narrow,
+        tiles=-(-width // (wide + narrow)),
+        options={"num_warps": settings["num_warps"], "num_stages": 1},
+    )
+
+
+def constants(tile: Tile, n: int, t: int, length: int, channels: int, width: int) -> dict[str, Any]:
+    """The `tl.constexpr` arguments that the forward and the backward kernel have in common."""
+    shape = {"N": n, "T": t, "L": length, "C": channels, "D": width, "M": tile.rows}
+    return {
+        **shape, "LB": tile.pixels, "CP": tile.padded, "D0": tile.wide, "D1": tile.narrow, "TILES": tile.tiles,
+    }  # fmt: skip
+
+
+def forward(pixels: Tensor, patches: Tensor, *rest: Any) -> Tensor:
+    """The operator `pixels_to_patches`; rest: norm_weight, norm_bias, weight, bias; eps."""
+    *given, eps = rest
+    pixels, patches, *parameters = contiguous(pixels, patches, *given)
     (images, n, length, channels), (_, t, width) = pixels.shape, patches.shape
     out = torch.empty_like(patches)
     if out.numel() == 0:
         return out
-    tile = choose_tile("forward", _architecture(pixels), length, channels, width, pixels.element_size())
+    tile = choose_tile("forward", architecture(pixels), length, channels, width, pixels.element_size())
     grid = (triton.cdiv(images * t, tile.rows), tile.tiles)
     with torch.cuda.device_of(pixels):
         forward_kernel[grid](
-            pixels, patches, ln_weight, ln_bias, weight, bias, out, images * t, eps,
-            **constants(tile, n, t, length, channels, width), HAS_BIAS=bias is not None,
+            pixels, patches, *parameters, out, images * t, positive(eps),
+            **constants(tile, n, t, length, channels, width), HAS_BIAS=parameters[3] is not None,
             **tile.options, enable_fp_fusion=True,
         )  # fmt: skip
     return out
 
 
-def backward(
-    gradient: Tensor, pixels: Tensor, ln_weight: Tensor, ln_bias: Tensor, weight: Tensor, eps: float
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of pixels (its dtype), ln_weight, ln_bias, weight and bias (float32); all tensors contiguous."""
+def backward(gradient: Tensor, pixels: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+    """The operator `pixels_to_patches_backward`: gradients of pixels (its dtype) and of the parameters (float32).
+
+    rest: norm_weight, norm_bias, weight; eps.
+    """
+    *given, eps = rest
+    gradient, pixels, *parameters = contiguous(gradient, pixels, *given)
     (images, n, length, channels), (_, t, width) = pixels.shape, gradient.shape
     columns, rows = length * channels, images * n
     dpixels = torch.empty_like(pixels)
-    dgamma, dbeta = (pixels.new_empty(channels, dtype=torch.float32) for _ in range(2))
+    dgamma, dbeta, dbias = (pixels.new_empty(k, dtype=torch.float32) for k in (channels, channels, width))
     dweight = pixels.new_empty(width, columns, dtype=torch.float32)
-    dbias = pixels.new_empty(width, dtype=torch.float32)
-    tile = choose_tile("backward", _architecture(pixels), length, channels, width, pixels.element_size())
+    tile = choose_tile("backward", architecture(pixels), length, channels, width, pixels.element_size())
     chunks = triton.cdiv(length, tile.pixels)
-    splits = tile.splits(rows, chunks, _multiprocessors(pixels))
+    shares = chunks * tile.tiles  # programs that a split of the rows takes
+    splits = max(1, programs(pixels, triton.cdiv(rows, tile.rows) * shares) // shares)
     part_weight = pixels.new_empty(splits, width, columns, dtype=torch.float32)
     part_bias = pixels.new_empty(splits, width, dtype=torch.float32)
-    part_norm = pixels.new_empty(splits * tile.tiles * chunks, 2 * channels, dtype=torch.float32)
+    part_norm = pixels.new_empty(splits * shares, 2 * channels, dtype=torch.float32)
     with torch.cuda.device_of(pixels):
         backward_kernel[chunks, tile.tiles, splits](
-            gradient, pixels, ln_weight, ln_bias, weight, dpixels, part_weight, part_bias, part_norm, rows, eps,
+            gradient, pixels, *parameters, dpixels, part_weight, part_bias, part_norm, rows, positive(eps),
             **constants(tile, n, t, length, channels, width), **tile.options, enable_fp_fusion=True,
         )  # fmt: skip
         blocks = triton.cdiv(width * columns, REDUCE_BLOCK) + triton.cdiv(width, REDUCE_BLOCK) + 1
@@ -116,14 +164,3 @@ def _compilations(
             reduce_constants, {"num_warps": 4, "num_stages": 1}, 1, widths,
         ),
     ]  # fmt: skip
-
-
-def _architecture(tensor: Tensor) -> int:
-    """Compute capability of the tensor's device, such as 90; 90 in the interpreter."""
-    major, minor = torch.cuda.get_device_capability(tensor.device) if tensor.is_cuda else (9, 0)
-    return 10 * major + minor
-
-
-def _multiprocessors(tensor: Tensor) -> int:
-    """Number of multiprocessors of the tensor's device; 8 in the interpreter, where each program costs time."""
-    return torch.cuda.get_device_properties(tensor.device).multi_processor_count if tensor.is_cuda else 8

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,13 +11,14 @@ import torch
 import triton
 from torch import Tensor
 
-from titn.kernels.common.backend import interpreting
 from titn.kernels.common.compilation import Compilation
 from titn.kernels.common.configurations import configuration
+from titn.kernels.common.device import architecture, compiled_resident, interpreting, positive, programs
+from titn.kernels.common.weights import MlpWeights, contiguous
 from titn.kernels.inner_block.backward import attention_backward, mlp_backward
 from titn.kernels.inner_block.backward_wide import attention_backward_wide, mlp_backward_wide
 from titn.kernels.inner_block.forward import inner_forward
-from titn.kernels.inner_block.weights import pack_weights, unpack_gradients
+from titn.kernels.inner_block.packing import pack_weights, unpack_gradients
 
 HIDDEN_BLOCK = 16
 MLP_ROWS = 16
@@ -98,8 +99,8 @@ class Geometry:
             "FP": self.padded_hidden,
         }
 
-    def kernel(self, name: str, architecture: int, **extra: Any) -> tuple[dict[str, Any], dict[str, int], int]:
-        """Constants, launch options and programs per multiprocessor of one of the three large kernels."""
+    def kernel(self, name: str, architecture: int) -> tuple[dict[str, Any], dict[str, int], int]:
+        """Constants, launch options, and programs per multiprocessor (0: what it holds) of one of the large kernels."""
         in_memory = name != "forward" and self.sums_in_memory
         widths = f"{self.padded} in memory" if in_memory else str(self.padded)
         settings = configuration(f"inner_block.{name}", widths, architecture)
@@ -127,7 +128,7 @@ class Geometry:
             constants["RESIDENT"] = bool(settings["resident"])
             constants["SHARED_SUMS"] = bool(settings["shared_sums"])
         options = {"num_warps": settings["num_warps"], "num_stages": 1, "enable_fp_fusion": True}
-        return constants | extra, options, settings["programs"]
+        return constants, options, settings.get("programs", 0)
 
     def tile_rows(self, constants: Mapping[str, Any]) -> int:
         """Rows of one pass of a kernel's main loop."""
@@ -139,72 +140,75 @@ class Geometry:
         return self.padded_hidden // HIDDEN_BLOCK if name == "mlp_backward" else self.head_rows // self.slice_width
 
 
-def geometry(x: Tensor, fc1_weight: Tensor, num_heads: int) -> Geometry:
-    return Geometry(x.shape[2], num_heads, fc1_weight.shape[0], x.shape[1], x.element_size() == 2)
+def geometry(x: Tensor, mlp: MlpWeights, num_heads: int) -> Geometry:
+    return Geometry(x.shape[2], num_heads, mlp.fc1_weight.shape[0], x.shape[1], x.element_size() == 2)
 
 
-def forward(
-    x: Tensor, parameters: Sequence[Tensor | None], num_heads: int, eps: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    """y, the middle residual and the packed weights from contiguous x [S, L, C] and `inner_block`'s parameters."""
-    g = geometry(x, _present(parameters[8]), num_heads)
+def forward(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """The operator `inner_block_forward`: y, the middle residual and the packed weights from x [S, L, C].
+
+    rest: the twelve weights; num_heads; eps.
+    """
+    *given, num_heads, eps = rest
+    x, weights, eps = x.contiguous(), contiguous(*given), positive(eps)
+    g = geometry(x, MlpWeights(*weights[6:]), num_heads)
     packed = x.new_empty(g.packed_shape)
     mid, y = torch.empty_like(x), torch.empty_like(x)
     rows = x.shape[0] * x.shape[1]
-    constants, options, per_processor = g.kernel("forward", _architecture(x), SAVE_MID=True)
+    constants, options, wanted = g.kernel("forward", architecture(x))
+    arguments, named = (x, mid, y, packed, weights[11], rows, eps), constants | options
     with torch.cuda.device_of(x):
         pack_weights[(packed.shape[0] // 16,)](
-            packed, *parameters[:11], g.head_width**-0.5, **g.packed_constants(), num_warps=4, enable_fp_fusion=True
+            packed, *weights[:11], g.head_width**-0.5, **g.packed_constants(), num_warps=4, enable_fp_fusion=True
         )
-        grid = (_programs(x, rows, g.tile_rows(constants), per_processor),)
-        inner_forward[grid](x, mid, y, packed, parameters[11], rows, eps, **constants, **options)
+        held = wanted or compiled_resident(inner_forward, x, arguments, named)
+        inner_forward[(programs(x, -(-rows // g.tile_rows(constants)), held),)](*arguments, **named)
     return y, mid, packed
 
 
-def backward(
-    dy: Tensor,
-    x: Tensor,
-    mid: Tensor,
-    packed: Tensor,
-    parameters: Sequence[Tensor | None],
-    num_heads: int,
-    eps: float,
-) -> tuple[Tensor, list[Tensor | None]]:
-    """Gradient of x and of every parameter (None where it is None), in the parameters' dtypes, contiguous."""
-    g = geometry(x, _present(parameters[8]), num_heads)
-    dy = dy.contiguous()
-    rows = x.shape[0] * x.shape[1]
-    architecture = _architecture(x)
-    dx, dmid = torch.empty_like(x), torch.empty_like(x)
-    gradients = [None if p is None else torch.empty(p.shape, dtype=p.dtype, device=p.device) for p in parameters]
-    with torch.cuda.device_of(x):
-        constants, options, per_processor = g.kernel("mlp_backward", architecture)
-        mlp_programs = _programs(x, rows, g.tile_rows(constants), per_processor)
-        mlp_sums = x.new_empty(mlp_programs, g.padded, 2 * g.padded_hidden + 16, dtype=torch.float32)
-        function, scratch = _backward_kernel("mlp_backward", x, constants)
-        function[(mlp_programs,)](mid, dy, dmid, packed, mlp_sums, *scratch, rows, eps, **constants, **options)
+def backward(dy: Tensor, x: Tensor, mid: Tensor, packed: Tensor, *rest: Any) -> list[Tensor]:
+    """The operator `inner_block_backward`: gradients of x and of every weight that is there, in their dtypes.
 
-        constants, options, per_processor = g.kernel("attention_backward", architecture)
-        attention_programs = _programs(x, rows, g.tile_rows(constants), per_processor)
-        attention_sums = x.new_empty(attention_programs, g.padded, 4 * g.head_rows, dtype=torch.float32)
-        function, scratch = _backward_kernel("attention_backward", x, constants)
-        function[(attention_programs,)](
-            x, dmid, dx, packed, attention_sums, *scratch, rows, eps, **constants, **options
-        )
+    rest: the twelve weights; num_heads; eps.
+    """
+    *given, num_heads, eps = rest
+    x, dy, weights, eps = x.contiguous(), dy.contiguous(), contiguous(*given), positive(eps)
+    g = geometry(x, MlpWeights(*weights[6:]), num_heads)
+    dx, dmid = torch.empty_like(x), torch.empty_like(x)
+    gradients = [None if w is None else torch.empty_like(w) for w in weights]
+    with torch.cuda.device_of(x):
+        mlp_sums = _half("mlp_backward", g, (mid, dy, dmid, packed), 2 * g.padded_hidden + 16, eps)
+        attention_sums = _half("attention_backward", g, (x, dmid, dx, packed), 4 * g.head_rows, eps)
         unpack_gradients[(2 * (g.channels + 1),)](
-            attention_sums,
-            mlp_sums,
-            attention_programs,
-            mlp_programs,
-            *parameters[:3],
-            *parameters[6:9],
-            g.head_width**-0.5,
-            *gradients,
-            **_unpack_constants(g),
-            num_warps=4,
-            enable_fp_fusion=True,
-        )
-    return dx, gradients
+            attention_sums, mlp_sums, attention_sums.shape[0], mlp_sums.shape[0], *weights[:3], *weights[6:9],
+            g.head_width**-0.5, *gradients, **_unpack_constants(g), num_warps=4, enable_fp_fusion=True,
+        )  # fmt: skip
+    return [dx, *(gradient for gradient in gradients if gradient is not None)]
+
+
+def _half(name: str, g: Geometry, tensors: tuple[Tensor, ...], width: int, eps: float) -> Tensor:
+    """Launches the backward kernel of one half; the sums of its programs, [programs, CP, width] float32."""
+    x = tensors[0]
+    rows = x.shape[0] * x.shape[1]
+    constants, options, wanted = g.kernel(name, architecture(x))
+    named, in_memory = constants | options, "UNROLL" in constants
+    behind: list[Any] = [rows, eps]
+    if not in_memory:  # where the gradient of xh waits between the parts
+        behind.insert(0, x.new_empty(x.shape if constants["PARTS"] > 1 else 0, dtype=torch.float32))
+    kernel = BACKWARD[name, in_memory]
+    held = wanted or compiled_resident(kernel, x, (*tensors, torch.float32, *behind), named)
+    count = programs(x, -(-rows // g.tile_rows(constants)), held)
+    sums = x.new_empty(count, g.padded, width, dtype=torch.float32)
+    kernel[(count,)](*tensors, sums, *behind, **named)
+    return sums
+
+
+def _unpack_constants(g: Geometry) -> dict[str, int]:
+    return g.packed_constants() | {
+        "RP": triton.next_power_of_2(4 * g.head_rows),
+        "MP": triton.next_power_of_2(2 * g.padded_hidden + 16),
+        "BLOCK": SUM_BLOCK,
+    }
 
 
 def shipped(arch: int) -> list[Compilation]:
@@ -219,8 +223,7 @@ def shipped(arch: int) -> list[Compilation]:
             ("mlp_backward", ("mid", "dy", "dmid", "packed")),
             ("attention_backward", ("x", "dy", "dx", "packed")),
         ):
-            extra = {"SAVE_MID": True} if name == "forward" else {}
-            constants, options, _ = g.kernel(name, arch, **extra)
+            constants, options, _ = g.kernel(name, arch)
             function = inner_forward if name == "forward" else BACKWARD[name, "UNROLL" in constants]
             types = dict.fromkeys(pointers, "*bf16") | scalars
             types |= {"fc2_bias": "*fp32"} if name == "forward" else {"sums": "*fp32"}
@@ -238,8 +241,7 @@ SHIPPED_WIDTHS = ((12, 4, 16), (12, 2, 16), (12, 4, 4), (24, 4, 16), (40, 4, 16)
 
 
 def _small_kernels(g: Geometry, widths: str) -> list[Compilation]:
-    parameters = "ln1_weight ln1_bias qkv_weight qkv_bias proj_weight proj_bias ln2_weight ln2_bias fc1_weight fc1_bias"
-    names = [*parameters.split(), "fc2_weight", "fc2_bias"]
+    names = [name.removeprefix("d_") for name in unpack_gradients.arg_names if name.startswith("d_")]
     options = {"num_warps": 4, "num_stages": 1, "enable_fp_fusion": True}
     pack_types = {"packed": "*bf16", "scale": "fp32"} | dict.fromkeys(names[:11], "*fp32")
     pack = Compilation(
@@ -253,35 +255,3 @@ def _small_kernels(g: Geometry, widths: str) -> list[Compilation]:
         "inner_block", "unpack_gradients", unpack_gradients, unpack_types, constants, options, 0, widths
     )
     return [pack, unpack]
-
-
-def _unpack_constants(g: Geometry) -> dict[str, int]:
-    return g.packed_constants() | {
-        "RP": triton.next_power_of_2(4 * g.head_rows),
-        "MP": triton.next_power_of_2(2 * g.padded_hidden + 16),
-        "BLOCK": SUM_BLOCK,
-    }
-
-
-def _present(parameter: Tensor | None) -> Tensor:
-    assert parameter is not None
-    return parameter
-
-
-def _backward_kernel(name: str, x: Tensor, constants: Mapping[str, Any]) -> tuple[Any, list[Tensor]]:
-    """The kernel its constants ask for, and where the gradient of xh waits between its parts (empty for one part)."""
-    if "UNROLL" in constants:
-        return BACKWARD[name, True], []
-    scratch = x.new_empty(x.shape if constants["PARTS"] > 1 else 0, dtype=torch.float32)
-    return BACKWARD[name, False], [scratch]
-
-
-def _architecture(x: Tensor) -> int:
-    major, minor = torch.cuda.get_device_capability(x.device) if x.is_cuda else (0, 0)
-    return 10 * major + minor
-
-
-def _programs(x: Tensor, rows: int, tile_rows: int, per_processor: int) -> int:
-    """Size of the persistent grid; in the interpreter two, which exercises both the loop and the sum over programs."""
-    processors = torch.cuda.get_device_properties(x.device).multi_processor_count if x.is_cuda else 2
-    return max(1, min(-(-rows // tile_rows), processors * (per_processor if x.is_cuda else 1)))

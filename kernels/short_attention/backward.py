@@ -1,54 +1,64 @@
 # mypy: disable-error-code="no-untyped-def"
-"""Attention kernels in which each head of a sequence is a unit of its own: any head dimension, up to 72 tokens.
-
-Up to 32 tokens the whole unit is one tile. Above, queries come in blocks, and backward is two kernels: one over
-queries, which leaves the softmax's statistics, and one over keys.
-"""
+"""The backward kernels (merged and split: forward.py)."""
 
 import triton
 import triton.language as tl
 
-from titn.kernels.common.tiles import identity, product, product0, swap, transposed
-from titn.kernels.short_attention.rows import reciprocal, row_offset, scores, tile_start, unit_and_token
+from titn.kernels.common.tiles import identity, product, product0, reciprocal, swap, transposed
+from titn.kernels.short_attention.forward import row_offset, scores, selected, selection, tile_start, unit_and_token
 
 
 @triton.jit(do_not_specialize=["n"])
-def forward(
-    q, k, v, out, n, scale_log2e,
-    L: tl.constexpr, H: tl.constexpr, D: tl.constexpr, SS: tl.constexpr, SL: tl.constexpr, SH: tl.constexpr,
-    G: tl.constexpr, PACK: tl.constexpr, T: tl.constexpr, TQ: tl.constexpr, DP: tl.constexpr,
+def merged_backward(
+    grad, q, k, v, dq, dk, dv, n, scale_log2e, scale,
+    L: tl.constexpr, H: tl.constexpr, D: tl.constexpr, SS: tl.constexpr, SL: tl.constexpr,
+    RS: tl.constexpr, RL: tl.constexpr, G: tl.constexpr, PACK: tl.constexpr, CP: tl.constexpr, FAST: tl.constexpr,
 ):  # fmt: skip
-    """out `[S, L, H, D]` contiguous = attention of q, k, v (common strides SS, SL, SH, 1); n = S * H units."""
+    """Gradients dq, dk, dv (strides RS, RL, 1) for grad `[n, L, H * D]` contiguous."""
     C: tl.constexpr = H * D
+    T: tl.constexpr = 16
     U: tl.constexpr = G * PACK
-    d = tl.arange(0, DP)[None, None, :]
+    c = tl.arange(0, CP)
     unit, token = unit_and_token(L, T, G, PACK)
-    query_unit, query_token = unit_and_token(L, TQ, G, PACK)
-    at = row_offset(unit, token, H, U, SS, SL, SH)[:, :, None] + d
-    at_query = row_offset(query_unit, query_token, H, U, SS, SL, SH)[:, :, None] + d
-    to = row_offset(query_unit, query_token, H, U, L * C, C, D)[:, :, None] + d
+    inside = (token < L)[:, :, None] & (c < C)[None, None, :]
+    at = row_offset(unit, token, 1, U, SS, SL, 0)[:, :, None] + c[None, None, :]
+    at_grad = row_offset(unit, token, 1, U, L * C, C, 0)[:, :, None] + c[None, None, :]
+    to = row_offset(unit, token, 1, U, RS, RL, 0)[:, :, None] + c[None, None, :]
+    eye = identity(T, G, q.dtype.element_ty)
     for tile in range(tl.program_id(0), tl.cdiv(n, U), tl.num_programs(0)):
-        start = tile_start(tile, H, U, SS, SH)
-        ok = ((token < L) & (unit < n - tile * U))[:, :, None] & (d < D)
-        keys = swap(tl.load(k + start + at, mask=ok, other=0.0))
-        values = tl.load(v + start + at, mask=ok, other=1.0)  # ones from column D on
-        for first in range(0, L, TQ):
-            query_ok = ((query_token < L - first) & (query_unit < n - tile * U))[:, :, None] & (d < D)
-            queries = tl.load(q + (start + first * SL) + at_query, mask=query_ok, other=0.0)
-            s = scores(queries, keys, L, PACK)
+        start = tile_start(tile, 1, U, SS, 0)
+        ok = inside & (unit < n - tile * U)[:, :, None]
+        queries = tl.load(q + start + at, mask=ok, other=0.0)
+        keys = tl.load(k + start + at, mask=ok, other=0.0)
+        values = tl.load(v + start + at, mask=ok, other=0.0)
+        g = tl.load(grad + tile_start(tile, 1, U, L * C, 0) + at_grad, mask=ok, other=0.0)
+        query_gradient = tl.zeros((G, T, CP), tl.float32)
+        key_gradient = tl.zeros((G, T, CP), tl.float32)
+        value_gradient = tl.zeros((G, T, CP), tl.float32)
+        for h in tl.static_range(H):
+            keep = selection((c[:, None] == c[None, :]) & (c // D == h)[:, None], queries.dtype, G)
+            s = scores(selected(queries, keep), swap(keys), L, PACK)
             e = tl.exp2(s * scale_log2e - (tl.max(s, 2) * scale_log2e)[:, :, None])
-            x = product0(e.to(values.dtype), values)
-            # where there is a column of ones, column D holds the sums of the rounded weights
-            total = tl.sum(tl.where(d == D, x, 0.0), 2) if D < DP else tl.sum(e, 2)
-            x = (x * reciprocal(total)[:, :, None]).to(out.dtype.element_ty)
-            tl.store(out + (tile_start(tile, H, U, L * C, D) + first * C) + to, x, mask=query_ok)
+            p = e * reciprocal(tl.sum(e, 2), FAST)[:, :, None]
+            dp = product0(selected(g, keep), swap(values))
+            delta = tl.sum(p * dp, 2) * scale
+            ds = (p * (dp * scale - delta[:, :, None])).to(queries.dtype)
+            p = p.to(queries.dtype)
+            query_gradient = product(ds, swap(selected(keep, swap(keys))), query_gradient)
+            key_gradient = product(transposed(ds, eye), swap(selected(keep, swap(queries))), key_gradient)
+            value_gradient = product(transposed(p, eye), swap(selected(keep, swap(g))), value_gradient)
+        end = tile_start(tile, 1, U, RS, 0)
+        tl.store(dq + end + to, query_gradient.to(dq.dtype.element_ty), mask=ok)
+        tl.store(dk + end + to, key_gradient.to(dk.dtype.element_ty), mask=ok)
+        tl.store(dv + end + to, value_gradient.to(dv.dtype.element_ty), mask=ok)
 
 
 @triton.jit(do_not_specialize=["n"])
-def backward(
+def split_backward(
     grad, q, k, v, dq, dk, dv, n, scale_log2e, scale,
     L: tl.constexpr, H: tl.constexpr, D: tl.constexpr, SS: tl.constexpr, SL: tl.constexpr, SH: tl.constexpr,
     RS: tl.constexpr, RL: tl.constexpr, G: tl.constexpr, PACK: tl.constexpr, T: tl.constexpr, DP: tl.constexpr,
+    FAST: tl.constexpr,
 ):  # fmt: skip
     """Gradients dq, dk, dv (strides RS, RL, D, 1) for grad `[S, L, H, D]` contiguous; at most 32 tokens."""
     C: tl.constexpr = H * D
@@ -68,7 +78,7 @@ def backward(
         g = tl.load(grad + tile_start(tile, H, U, L * C, D) + at_grad, mask=ok, other=0.0)
         s = scores(queries, swap(keys), L, PACK)
         e = tl.exp2(s * scale_log2e - (tl.max(s, 2) * scale_log2e)[:, :, None])
-        p = e * reciprocal(tl.sum(e, 2))[:, :, None]
+        p = e * reciprocal(tl.sum(e, 2), FAST)[:, :, None]
         end = tile_start(tile, H, U, RS, D)
         tl.store(dv + end + to, product0(transposed(p.to(g.dtype), eye), g).to(dv.dtype.element_ty), mask=ok)
         dp = product0(g, swap(values))
@@ -79,12 +89,16 @@ def backward(
 
 
 @triton.jit(do_not_specialize=["n"])
-def backward_queries(
+def split_backward_queries(
     grad, q, k, v, dq, stats, n, scale_log2e, scale,
     L: tl.constexpr, H: tl.constexpr, D: tl.constexpr, SS: tl.constexpr, SL: tl.constexpr, SH: tl.constexpr,
     RS: tl.constexpr, RL: tl.constexpr, G: tl.constexpr, T: tl.constexpr, TQ: tl.constexpr, DP: tl.constexpr,
+    FAST: tl.constexpr,
 ):  # fmt: skip
-    """dq above 32 tokens, and for `backward_keys` stats float32 `[n, 2, L]`: log2 of the softmax's sum, and delta."""
+    """dq above 32 tokens, and for `split_backward_keys` stats float32 `[n, 2, L]`.
+
+    Those are log2 of the softmax's sum, and delta.
+    """
     C: tl.constexpr = H * D
     d = tl.arange(0, DP)[None, None, :]
     unit, token = unit_and_token(L, T, G, 1)
@@ -109,7 +123,7 @@ def backward_queries(
             top = tl.max(s, 2) * scale_log2e
             e = tl.exp2(s * scale_log2e - top[:, :, None])
             total = tl.sum(e, 2)
-            p = e * reciprocal(total)[:, :, None]
+            p = e * reciprocal(total, FAST)[:, :, None]
             dp = product0(g, values)
             delta = tl.sum(p * dp, 2) * scale
             ds = p * (dp * scale - delta[:, :, None])
@@ -123,12 +137,12 @@ def backward_queries(
 
 
 @triton.jit(do_not_specialize=["n"])
-def backward_keys(
+def split_backward_keys(
     grad, q, k, v, dk, dv, stats, n, scale_log2e, scale,
     L: tl.constexpr, H: tl.constexpr, D: tl.constexpr, SS: tl.constexpr, SL: tl.constexpr, SH: tl.constexpr,
     RS: tl.constexpr, RL: tl.constexpr, G: tl.constexpr, TQ: tl.constexpr, DP: tl.constexpr,
 ):  # fmt: skip
-    """dk and dv above 32 tokens, from the statistics of `backward_queries`; scores are `[keys, queries]` here."""
+    """dk and dv above 32 tokens, from the statistics of `split_backward_queries`; scores are `[keys, queries]` here."""
     C: tl.constexpr = H * D
     BLOCKS: tl.constexpr = (L + TQ - 1) // TQ
     d = tl.arange(0, DP)[None, None, :]
