@@ -27,13 +27,20 @@ def measure(device: torch.device, *, small: bool) -> dict[str, Any]:
     square products double from 512 until one takes SECONDS or the side is LARGEST_SIDE. `small`: toy sizes, two
     repetitions.
     """
-    products: dict[str, Any] = {}
-    for name, dtype in DTYPES.items():
-        try:
-            products[name] = product_tflops(device, dtype, small=small)
-        except Exception as error:
-            products[name] = {"error": described(error)}
-    return {"copy_gb_per_s": copy_gb_per_s(device, small=small), "product_tflops": products}
+    return {
+        "copy_gb_per_s": _or_error(lambda: copy_gb_per_s(device, small=small)),
+        "product_tflops": {
+            name: _or_error(lambda dtype=dtype: product_tflops(device, dtype, small=small))  # type: ignore[misc]
+            for name, dtype in DTYPES.items()
+        },
+    }
+
+
+def _or_error(measure_one: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    try:
+        return measure_one()
+    except Exception as error:
+        return {"error": described(error)}
 
 
 def copy_gb_per_s(device: torch.device, *, small: bool) -> dict[str, Any]:

@@ -5,17 +5,18 @@
 
 A list of commands (PARTS), one after the other, each in a process of its own with seconds of its own: it starts
 nothing new when they are over, and is killed with all it started GRACE later. What a part leaves over goes to the next
-ones; the last ones get what is left, perhaps nothing. Every command saves its own result file in DIR whenever it has
-something, so that one that hangs, dies or is late costs nothing but what it was at. All ends MARGIN before the minutes
-are over. Needs torch, triton, torchvision and timm, no network.
+ones; the last ones get what is left, perhaps nothing. Every command saves what it has as it goes, so that one that
+hangs, dies or is late costs nothing but what it was at. All ends MARGIN before the minutes are over. Needs torch,
+triton, torchvision and timm, no network.
 
-The harvest's own result file says how long each part took and how it ended. --dry-run does the same at toy sizes, on a
-CPU in Triton's interpreter. Exit status 1: a part failed.
+One file, DIR/DEVICE/DATE-COMMIT.json, holds the sections of all parts, and in "harvest" how long each took and how it
+ended. --dry-run does the same at toy sizes, on a CPU in Triton's interpreter. Exit status 1: a part failed.
 """
 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import platform
 import shutil
@@ -24,7 +25,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +50,10 @@ POLL_SECONDS = 0.2
 LOG_CHARACTERS = 4000
 
 
+IDENTITY = ("operation", "case", "dtype", "mode", "provider", "contender", "batch_size", "name", "axis", "value")
+"""What a row is about."""
+
+
 @dataclass(frozen=True)
 class Part:
     """A command of the harvest.
@@ -57,32 +63,29 @@ class Part:
         line: what follows "python -m bench.", with words in braces to fill in.
         seconds: after which it starts nothing new, where there are ten minutes.
         before: a program that runs it, with its arguments.
-        interpreted: a dry run has it in Triton's interpreter.
     """
 
     name: str
     line: str
     seconds: float
     before: tuple[str, ...] = ()
-    interpreted: bool = True
 
 
 SANITIZER = ("compute-sanitizer", "--error-exitcode", "9", "--tool")
 PARTS = (
-    Part("compile", "warm", 30, interpreted=False),
-    Part("kernels", "kernels --cases paper --dtypes {dtype} --providers triton torch compile", 90),
-    Part("training", "throughput --batch-sizes {batch} --rounds {rounds} --profile", 190, interpreted=False),
+    Part("compile", "warm", 30),
+    Part("kernels", "kernels --cases paper --dtypes {dtype} --providers first", 90),
+    Part("training", "throughput --batch-sizes {batch} --rounds {rounds} --profile", 190),
     Part("racecheck", "kernels --check --dry-run", 20, (*SANITIZER, "racecheck")),
     Part("initcheck", "kernels --check --dry-run", 20, (*SANITIZER, "initcheck")),
     Part("waterfall", "waterfall --rounds {rounds}", 60),
-    Part("rivals", "kernels --cases paper --dtypes {dtype}", 40),
-    Part("other-sizes", "kernels --cases others --dtypes {dtype} --providers triton torch compile", 40),
-    Part("other-batches", "throughput --batch-sizes {other_batches} --rounds {rounds}", 50, interpreted=False),
+    Part("rivals", "kernels --cases paper --dtypes {dtype} --providers others", 40),
+    Part("other-sizes", "kernels --cases others --dtypes {dtype} --providers first", 40),
+    Part("other-batches", "throughput --batch-sizes {other_batches} --rounds {rounds}", 50),
     Part(
         "accuracy",
         "accuracy --dataset {dataset} --data-dir {data_dir} --split development --seeds {seeds} {length} {minutes}",
         40,
-        interpreted=False,
     ),
 )
 """In order of worth: what comes late gets what is left."""
@@ -90,18 +93,26 @@ PARTS = (
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a part went: seconds it took and was given, and why it failed (None: it did not), with the end of its log."""
+    """How a part went.
+
+    Attributes:
+        part, command: its name and command line.
+        seconds, given_seconds: how long it took, and was to start something new.
+        sections: of the result file that it contributed to.
+        error, log: why it failed and what it printed last; None if all went well.
+    """
 
     part: str
     command: str
     seconds: float
     given_seconds: float
-    error: str | None
-    log: str | None
+    sections: tuple[str, ...] = ()
+    error: str | None = None
+    log: str | None = None
 
 
-def harvest(parts: list[Part], minutes: float, at: Setting, words: dict[str, str], out: Path) -> list[Outcome]:
-    """Run the parts in their order.
+def harvest(parts: Sequence[Part], minutes: float, at: Setting, words: Mapping[str, str]) -> list[Outcome]:
+    """Run the parts in their order, and merge what each has saved into the result file.
 
     Raises:
         Interrupted: SIGINT or SIGTERM came; what was measured is saved.
@@ -112,40 +123,35 @@ def harvest(parts: list[Part], minutes: float, at: Setting, words: dict[str, str
     with StopRequest() as stop:
         for index, part in enumerate(parts):
             left = ends - time.monotonic() - GRACE
-            weight = part.seconds / sum(each.seconds for each in parts[index:])
-            # early parts have their own seconds where the minutes allow, and the late ones share what is over
-            given = min(max(part.seconds, left * weight), left)
+            share = left * part.seconds / sum(each.seconds for each in parts[index:])
+            given = min(max(part.seconds, share), left)
             if given < 1:
-                outcome = Outcome(part.name, "", 0.0, 0.0, "there was no time left for it", None)
+                outcomes.append(Outcome(part.name, "", 0.0, 0.0, error="there was no time left for it"))
             else:
-                outcome = run(part, given, at, words, out, stop)
-            outcomes.append(outcome)
-            at.save(
-                "harvest", {"minutes": minutes, "environment": around, "parts": [asdict(each) for each in outcomes]}
-            )
-            at.say(f"{part.name}: {outcome.seconds:.1f} s of {given:.0f} s, {outcome.error or 'done'}")
+                outcomes.append(run(part, given, at, words, stop))
+            parts_so_far = [asdict(each) for each in outcomes]
+            at.save("harvest", {"minutes": minutes, "environment": around, "parts": parts_so_far})
+            at.say(f"{part.name}: {outcomes[-1].seconds:.1f} s of {given:.0f} s, {outcomes[-1].error or 'done'}")
     return outcomes
 
 
-def run(part: Part, seconds: float, at: Setting, words: dict[str, str], out: Path, stop: StopRequest) -> Outcome:
+def run(part: Part, seconds: float, at: Setting, words: Mapping[str, str], stop: StopRequest) -> Outcome:
     """Run one part; it and whatever it started are killed GRACE after its seconds."""
-    line = [
-        *part.line.format(minutes=f"{0.9 * seconds / 60:.2f}", **words).split(),
-        "--device",
-        str(at.device),
-        "--out",
-        str(out),
-    ]
-    line += ["--seconds", f"{seconds:.1f}", *(["--dry-run"] if at.small and "--dry-run" not in line else [])]
-    name = " ".join(["python -m", f"bench.{line[0]}", *line[1:]])
+    assert at.record is not None
+    program, *arguments = part.line.format(minutes=f"{0.9 * seconds / 60:.2f}", **words).split()
+    arguments += ["--device", str(at.device), "--seconds", f"{seconds:.1f}"]
+    arguments += ["--dry-run"] if at.small and "--dry-run" not in arguments else []
+    outcome = Outcome(part.name, " ".join([f"python -m bench.{program}", *arguments]), 0.0, round(seconds, 1))
     if part.before and (at.device.type != "cuda" or shutil.which(part.before[0]) is None):
         why = f"{part.before[0]} needs a GPU" if at.device.type != "cuda" else f"{part.before[0]} is not installed"
-        return Outcome(part.name, name, 0.0, seconds, None, f"left out: {why}")
+        return replace(outcome, log=f"left out: {why}")
+    out = at.record.path.parents[1]
+    out.mkdir(parents=True, exist_ok=True)
     began = time.monotonic()
-    with tempfile.TemporaryFile("w+", errors="replace") as log:
+    with tempfile.TemporaryDirectory(prefix=".part-", dir=out) as folder, tempfile.TemporaryFile("w+") as log:
         process = subprocess.Popen(
-            [*part.before, sys.executable, "-m", f"bench.{line[0]}", *line[1:]],
-            cwd=ROOT, env=_environment(at.small and at.device.type == "cpu" and part.interpreted),
+            [*part.before, sys.executable, "-m", f"bench.{program}", *arguments, "--out", folder],
+            cwd=ROOT, env=os.environ | {"PYTHONUNBUFFERED": "1", "PYTHONIOENCODING": "utf-8:replace"},
             stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
         )  # fmt: skip
         try:
@@ -159,18 +165,39 @@ def run(part: Part, seconds: float, at: Setting, words: dict[str, str], out: Pat
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
+            sections = collect(Path(folder), at)
         log.seek(0)
         text = log.read()[-LOG_CHARACTERS:]
     error = _why(status, text)
-    return Outcome(
-        part.name, name, round(time.monotonic() - began, 1), round(seconds, 1), error, text if error else None
-    )
+    took = round(time.monotonic() - began, 1)
+    return replace(outcome, seconds=took, sections=sections, error=error, log=text if error else None)
 
 
-def _environment(interpreted: bool) -> dict[str, str]:
-    """Ours, with the variable that Triton reads at its import."""
-    kept = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    return kept | {"PYTHONUNBUFFERED": "1"} | ({"TRITON_INTERPRET": "1"} if interpreted else {})
+def collect(folder: Path, at: Setting) -> tuple[str, ...]:
+    """Merge the sections of the result files in `folder` into that of the harvest; their names."""
+    assert at.record is not None
+    names: list[str] = []
+    for path in sorted(folder.glob("*/*.json")):
+        content = json.loads(path.read_text())
+        if content["dry_run"] == at.small:  # toy sizes under the sanitizer are no measurement
+            for name, data in content["sections"].items():
+                at.save(name, merged(at.record.content["sections"].get(name), data))
+                names.append(name)
+    return tuple(names)
+
+
+def merged(before: Any, data: Any) -> Any:
+    """A section that two parts measured: rows that say the same of the same things once, what was measured first."""
+    if isinstance(before, dict) and isinstance(data, dict) and "rows" in before and "rows" in data:
+        return before | data | {"rows": merged(before["rows"], data["rows"])}
+    if not isinstance(before, list) or not isinstance(data, list):
+        return data
+    rows: dict[tuple[Any, ...], Any] = {}
+    for row in (*before, *data):
+        key = tuple(row.get(name) for name in IDENTITY)
+        if key not in rows or "reason" in rows[key] or "skipped" in rows[key]:
+            rows[key] = row
+    return list(rows.values())
 
 
 def _why(status: int | None, log: str) -> str | None:
@@ -238,7 +265,7 @@ def main(argv: list[str] | None = None) -> None:
         "length": "--epochs 1 --minutes" if at.small else "--minutes",
     }
     chosen = [part for part in PARTS if part.name in given.parts]
-    outcomes = harvest(chosen, given.minutes, at, words, given.out.resolve())
+    outcomes = harvest(chosen, given.minutes, at, words)
     for one in outcomes:
         if one.error and one.log:
             at.say(f"\nThe last lines of {one.part}:")

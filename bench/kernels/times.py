@@ -1,6 +1,6 @@
 """Every operation by every provider: whether it is right, and its time against the floors that the ceilings set.
 
-    python -m bench.kernels [--cases paper|others|all] [--dtypes bf16 ...] [--providers triton torch compile ...]
+    python -m bench.kernels [--cases paper|others|all] [--dtypes bf16 ...] [--providers first|others|all]
     python -m bench.kernels --check     # only whether our kernels are right
     python -m bench.kernels --dry-run   # toy sizes in Triton's interpreter
 
@@ -30,6 +30,8 @@ from titn.kernels.common.backend import BackendUnavailable
 OUR_FACTOR, RIVAL_FACTOR = 2.0, 10.0
 """Beyond this many times plain PyTorch's error ours is wrong, and a rival computes something else."""
 PAPER_CASES = 7
+FIRST = ("triton", "torch", "compile")
+"""The providers that matter most."""
 
 Row = dict[str, Any]
 
@@ -102,9 +104,9 @@ def measure(
     chosen: Sequence[Case],
     names: Sequence[str],
     ceilings: dict[str, Any] | None,
-    only: Sequence[str] | None = None,
+    which: str = "all",
 ) -> list[Row]:
-    """The section "kernels": rows of the cases in the dtypes by all providers, or by `only` those.
+    """The section "kernels": rows of the cases in the dtypes by all providers, by the `FIRST` of them, or by "others".
 
     In the order of their worth, so that what the time does not allow is the least of them: first everything in the
     first dtype that needs no torch.compile, then torch.compile, then the other dtypes, then what tries out candidates.
@@ -114,7 +116,7 @@ def measure(
         for case in chosen
         for dtype in names
         for provider in providers(case, at.device, small=at.small)
-        if only is None or provider.name in only
+        if which == "all" or (provider.name in FIRST) == (which == "first")
     ]
     work.sort(key=lambda what: worth(names.index(what[1]), what[2]))
     rows: list[Row] = []
@@ -157,7 +159,7 @@ def main(argv: list[str] | None = None) -> None:
         "--cases", choices=("paper", "others", "all"), default="all", help="TITN's own sizes, or others"
     )
     parser.add_argument("--dtypes", nargs="+", choices=tuple(DTYPES), help="default: those that the device computes in")
-    parser.add_argument("--providers", nargs="+", metavar="NAME", help="such as triton torch compile (default: all)")
+    parser.add_argument("--providers", choices=("first", "others", "all"), default="all", help=f"first: {FIRST}")
     parser.add_argument("--check", action="store_true", help="only whether our kernels are right")
     given, at = options.start(parser, argv, seed=SEED, interpret=True)
     everything = cases(at.device.type, at.small)

@@ -44,7 +44,6 @@ from titn.provenance import ROOT
 
 TABLE = ROOT / "kernels" / "common" / "configurations.py"
 BEGIN, END = "    # Tuned rows, written by bench.tune: begin\n", "    # Tuned rows: end\n"
-PROGRAMS = "programs"  # of the grid: the one setting that the compiler does not see
 OPERATIONS = ("inner_block", "pixels_to_patches", "layernorm_mlp", "outer_block")
 MOST = 5
 
@@ -79,11 +78,11 @@ def targets(operations: Sequence[str], *, small: bool) -> list[Target]:
     """All rows of the operations in 16-bit precision, at TITN's, TNT-S's and TNT-B's widths."""
     found = []
     grid: dict[str, tuple[int, ...]] = {"num_warps": (2, 4, 8)}
-    halves = grid | {"resident": (0, 1), "shared_sums": (0, 1), "parts": (1, 3), PROGRAMS: (1, 2, 3, 4)}
-    in_memory = {"num_warps": (4, 8), "unroll": (1, 2, 5), PROGRAMS: (1, 2)}
+    halves = grid | {"resident": (0, 1), "shared_sums": (0, 1), "parts": (1, 3)}
+    in_memory = {"num_warps": (4, 8), "unroll": (1, 2, 5)}
     for widths, channels, sequences in (("16", 12, 16_384), ("32", 24, 12_544), ("64", 40, 12_544)):
         case = block(inner_block, 5 if small else sequences, 16, channels, 4)
-        forward = grid | {"resident_slices": (0, 2, 9), "resident_blocks": (0, 4, 9), PROGRAMS: (1, 2, 3, 4, 6)}
+        forward = grid | {"resident_slices": (0, 2, 9), "resident_blocks": (0, 4, 9)}
         backward = ("64 in memory", in_memory) if widths == "64" else (widths, halves)
         rows = {"forward": (widths, forward), "mlp_backward": backward, "attention_backward": backward}
         for name, (key, choices) in rows.items():
@@ -137,21 +136,18 @@ def judge(target: Target, settings: Settings, architecture: int) -> float | str:
 
 
 def shortlist(target: Target, architecture: int, pool: ProcessPoolExecutor) -> Row:
-    """The candidates worth timing, those that differ only in the size of the grid compiled once.
+    """The candidates worth timing.
 
     Returns:
         "kernel", "widths", "architecture", and "candidates": "settings", and "instructions" per row or the "reason"
         why it is not timed; the row in use comes first.
     """
     candidates = target.candidates(architecture)
-    keys = [tuple((name, value) for name, value in c.items() if name != PROGRAMS) for c in candidates]
-    first = {key: candidates[keys.index(key)] for key in keys}
-    work = [(target.kernel, target.widths, settings, architecture) for settings in first.values()]
-    verdicts = dict(zip(first, pool.map(_judge, work), strict=True))
-    rows: list[Row] = []
-    for key, settings in zip(keys, candidates, strict=True):
-        verdict = verdicts[key]
-        rows.append({"settings": dict(settings), "reason" if isinstance(verdict, str) else "instructions": verdict})
+    work = [(target.kernel, target.widths, settings, architecture) for settings in candidates]
+    rows: list[Row] = [
+        {"settings": dict(settings), "reason" if isinstance(verdict, str) else "instructions": verdict}
+        for settings, verdict in zip(candidates, pool.map(_judge, work), strict=True)
+    ]
     sound = sorted((row for row in rows[1:] if "reason" not in row), key=lambda row: float(row["instructions"]))
     for row in sound[MOST:]:
         row["reason"] = f"not among the {MOST} with the fewest instructions"

@@ -277,7 +277,7 @@ def roofline(data: Data) -> Figure | None:
                 x, rate, "o" if mode == "forward" else "s", color=colours[operation], markerfacecolor=face, markersize=6
             )
     ceilings = data.get("ceilings") or {}
-    if "copy_gb_per_s" in ceilings:
+    if "median" in ceilings.get("copy_gb_per_s", {}):
         _roofs(axes, ceilings, dtype, min(intensities) / 2, max(intensities) * 4)
     for operation in operations:
         axes.plot([], [], "o", color=colours[operation], label=operation)

@@ -35,7 +35,10 @@ class Found:
         """Why the section holds nothing, or not everything."""
         if isinstance(self.data, dict) and "error" in self.data:
             return str(self.data["error"])
-        return None if self.content.get("finished", True) else "the command was stopped before its end"
+        if not self.content.get("finished", True):
+            return "the command was stopped before its end"
+        parts = self.content["parts"]
+        return next((part["error"] for part in parts if part["error"] and self.name in part["sections"]), None)
 
     @property
     def empty(self) -> bool:
@@ -77,6 +80,7 @@ def read_results(folder: Path) -> list[Device]:
             raise UserError(f"{path}: a result of {name} belongs into {folder / name}")
         if not content["dry_run"]:
             sections = content.pop("sections")
+            content["parts"] = sections.get("harvest", {}).get("parts", [])
             devices.setdefault(name, []).extend(Found(key, path, content, data) for key, data in sections.items())
     known = [_newest(name, sections) for name, sections in devices.items() if sections]
     return sorted(known, key=lambda device: (not device.is_gpu, device.label))

@@ -1,7 +1,7 @@
 """What all operations share: weights, the choice of backend, registration, devices, device functions, configurations.
 
 An operation's folder holds `__init__` (the mathematics), `reference` (plain PyTorch), `op` (the public function, its
-checks and the operators), `launch` (tiles, launches, what is shipped), and the kernels in `forward` and `backward`.
+checks and the operators), `launch` (tiles and launches), and the kernels in `forward` and `backward`.
 
 Names in the kernels; each file adds its own:
 

@@ -7,7 +7,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from titn.kernels.common.compilation import Compilation
 from titn.kernels.common.tiles import sum_of_rows
 
 BLOCK, ROWS = 32, 64
@@ -28,10 +27,3 @@ def summed(partial: Tensor) -> Tensor:
     with torch.cuda.device_of(partial):
         sum_kernel[triton.cdiv(width, BLOCK),](partial, out, programs, width, BLOCK=BLOCK, ROWS=ROWS, **OPTIONS)
     return out
-
-
-def sum_compilation(operation: str, widths: str) -> Compilation:
-    """The kernel as `operation` ships it."""
-    types = {"partial": "*fp32", "out": "*fp32", "programs": "i32", "width": "i32"}
-    constants = {"BLOCK": BLOCK, "ROWS": ROWS}
-    return Compilation(operation, "reduction", sum_kernel, types, constants, OPTIONS, 0, widths)

@@ -1,4 +1,4 @@
-"""Launches the loss, and lists its shipped configurations."""
+"""Launches the loss."""
 
 from __future__ import annotations
 
@@ -8,12 +8,11 @@ import torch
 import triton
 from torch import Tensor
 
-from titn.kernels.common.compilation import Compilation
 from titn.kernels.common.weights import contiguous
 from titn.kernels.distillation_loss.forward import loss_and_gradients, total
 
 
-def _constants(kind: str, classes: int, kept: int) -> dict[str, int]:
+def kernel_constants(kind: str, classes: int, kept: int) -> dict[str, int]:
     return {
         "KIND": {"none": 0, "hard": 1, "soft": 2}[kind],
         "TOP": kept,
@@ -21,7 +20,7 @@ def _constants(kind: str, classes: int, kept: int) -> dict[str, int]:
     }
 
 
-def _warps(columns: int) -> int:
+def warps(columns: int) -> int:
     return max(1, min(8, columns // 128))
 
 
@@ -52,44 +51,11 @@ def loss(
         labels_a if teacher is None else teacher,
         labels_a if indices is None else indices,
     )
-    constants = _constants(kind, classes, 0 if indices is None else indices.shape[1])
+    constants = kernel_constants(kind, classes, 0 if indices is None else indices.shape[1])
     with torch.cuda.device_of(class_logits):
         loss_and_gradients[(batch,)](
             *tensors, losses, class_gradient, distillation_gradient, batch, classes, weight, temperature, smoothing,
-            **constants, num_warps=_warps(constants["KP"]), num_stages=1, enable_fp_fusion=True,
+            **constants, num_warps=warps(constants["KP"]), num_stages=1, enable_fp_fusion=True,
         )  # fmt: skip
         total[(1,)](losses, mean, batch, BLOCK=1024, num_warps=4, num_stages=1, enable_fp_fusion=True)
     return mean, class_gradient, distillation_gradient
-
-
-def shipped(arch: int) -> list[Compilation]:
-    """Every kind for 100 and 1000 classes and bfloat16 logits; the tiles are the same for all `arch`."""
-    del arch
-    types = {
-        "class_logits": "*bf16", "distillation_logits": "*bf16", "labels_a": "*i64", "labels_b": "*i64", "lam": "*fp32",
-        "indices": "*i64", "losses": "*fp32", "class_gradient": "*fp32", "distillation_gradient": "*fp32",
-        "B": "i32", "K": "i32", "weight": "fp32", "temperature": "fp32", "smoothing": "fp32",
-    }  # fmt: skip
-    found = []
-    for classes in (100, 1000):
-        for kind, kept in (("none", 0), ("hard", 0), ("soft", 0), ("soft", 8)):
-            constants = _constants(kind, classes, min(kept, classes))
-            name = f"{kind} top-{kept}" if kept else kind
-            found.append(
-                Compilation(
-                    operation="distillation_loss",
-                    kernel="loss_and_gradients",
-                    function=loss_and_gradients,
-                    types=types | {"teacher": "*bf16" if kind == "soft" else "*i64"},
-                    constants=constants,
-                    options={"num_warps": _warps(constants["KP"]), "num_stages": 1},
-                    rows_per_tile=1,
-                    widths=f"{classes} classes, {name}",
-                )
-            )
-    sum_types = {"losses": "*fp32", "out": "*fp32", "B": "i32"}
-    options = {"num_warps": 4, "num_stages": 1}
-    found.append(
-        Compilation("distillation_loss", "total", total, sum_types, {"BLOCK": 1024}, options, 1024, "1024 rows a step")
-    )
-    return found

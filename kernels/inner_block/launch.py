@@ -1,4 +1,4 @@
-"""Launches the inner block's Triton kernels, and lists their shipped configurations."""
+"""Launches the inner block's Triton kernels."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ import torch
 import triton
 from torch import Tensor
 
-from titn.kernels.common.compilation import Compilation
 from titn.kernels.common.configurations import configuration
 from titn.kernels.common.device import architecture, compiled_resident, interpreting, positive, programs
 from titn.kernels.common.weights import MlpWeights, contiguous
@@ -181,7 +180,7 @@ def backward(dy: Tensor, x: Tensor, mid: Tensor, packed: Tensor, *rest: Any) -> 
         attention_sums = _half("attention_backward", g, (x, dmid, dx, packed), 4 * g.head_rows, eps)
         unpack_gradients[(2 * (g.channels + 1),)](
             attention_sums, mlp_sums, attention_sums.shape[0], mlp_sums.shape[0], *weights[:3], *weights[6:9],
-            g.head_width**-0.5, *gradients, **_unpack_constants(g), num_warps=4, enable_fp_fusion=True,
+            g.head_width**-0.5, *gradients, **unpack_constants(g), num_warps=4, enable_fp_fusion=True,
         )  # fmt: skip
     return [dx, *(gradient for gradient in gradients if gradient is not None)]
 
@@ -203,55 +202,9 @@ def _half(name: str, g: Geometry, tensors: tuple[Tensor, ...], width: int, eps: 
     return sums
 
 
-def _unpack_constants(g: Geometry) -> dict[str, int]:
+def unpack_constants(g: Geometry) -> dict[str, int]:
     return g.packed_constants() | {
         "RP": triton.next_power_of_2(4 * g.head_rows),
         "MP": triton.next_power_of_2(2 * g.padded_hidden + 16),
         "BLOCK": SUM_BLOCK,
     }
-
-
-def shipped(arch: int) -> list[Compilation]:
-    """The configurations in use, in bf16 with float32 parameters, for compute capability `arch`."""
-    found: list[Compilation] = []
-    for channels, heads, length in SHIPPED_WIDTHS:
-        g = Geometry(channels, heads, 4 * channels, length)
-        widths = f"{length}x{channels} {heads} heads"
-        scalars = {"n_rows": "i32", "eps": "fp32"}
-        for name, pointers in (
-            ("forward", ("x", "mid", "y", "packed")),
-            ("mlp_backward", ("mid", "dy", "dmid", "packed")),
-            ("attention_backward", ("x", "dy", "dx", "packed")),
-        ):
-            constants, options, _ = g.kernel(name, arch)
-            function = inner_forward if name == "forward" else BACKWARD[name, "UNROLL" in constants]
-            types = dict.fromkeys(pointers, "*bf16") | scalars
-            types |= {"fc2_bias": "*fp32"} if name == "forward" else {"sums": "*fp32"}
-            types |= {"scratch": "*fp32"} if "PARTS" in constants else {}
-            rows = g.tile_rows(constants) // constants.get("PARTS", 1)
-            inner = g.units(name) // constants["UNROLL"] if "UNROLL" in constants else 1
-            found.append(
-                Compilation("inner_block", name, function, types, constants, options, rows, widths, inner_passes=inner)
-            )
-        found += _small_kernels(g, widths)
-    return found
-
-
-SHIPPED_WIDTHS = ((12, 4, 16), (12, 2, 16), (12, 4, 4), (24, 4, 16), (40, 4, 16))
-
-
-def _small_kernels(g: Geometry, widths: str) -> list[Compilation]:
-    names = [name.removeprefix("d_") for name in unpack_gradients.arg_names if name.startswith("d_")]
-    options = {"num_warps": 4, "num_stages": 1, "enable_fp_fusion": True}
-    pack_types = {"packed": "*bf16", "scale": "fp32"} | dict.fromkeys(names[:11], "*fp32")
-    pack = Compilation(
-        "inner_block", "pack_weights", pack_weights, pack_types, g.packed_constants(), options, 0, widths
-    )
-    unpack_types = dict.fromkeys(["attention_sums", "mlp_sums", *(f"d_{name}" for name in names)], "*fp32")
-    unpack_types |= dict.fromkeys([*names[:3], *names[6:9]], "*fp32") | {"scale": "fp32"}
-    unpack_types |= {"attention_programs": "i32", "mlp_programs": "i32"}
-    constants = _unpack_constants(g)
-    unpack = Compilation(
-        "inner_block", "unpack_gradients", unpack_gradients, unpack_types, constants, options, 0, widths
-    )
-    return [pack, unpack]

@@ -1,4 +1,4 @@
-"""Launches the kernels of layernorm_mlp, and lists their shipped configurations."""
+"""Launches the kernels of layernorm_mlp."""
 
 from __future__ import annotations
 
@@ -8,15 +8,12 @@ import torch
 import triton
 from torch import Tensor
 
-from titn.kernels.common.compilation import Compilation
 from titn.kernels.common.device import architecture, interpreting, positive
-from titn.kernels.common.partial_sums import sum_compilation, summed
+from titn.kernels.common.partial_sums import summed
 from titn.kernels.common.weights import MlpWeights, contiguous
 from titn.kernels.common.wide import Wide, as_rows, weight_gradient, wide
 from titn.kernels.layernorm_mlp.backward import backward_kernel
 from titn.kernels.layernorm_mlp.forward import forward_kernel
-
-SHIPPED_WIDTHS = (192, 384, 640)
 
 
 def forward(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
@@ -40,7 +37,7 @@ def forward(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
                 *w,
                 n,
                 positive(eps),
-                **_constants(c, width, w.fc1_weight.shape[0], residual),
+                **kernel_constants(c, width, w.fc1_weight.shape[0], residual),
                 **c.options,
             )
     return y.view(x.shape), mean, rstd
@@ -65,39 +62,14 @@ def backward(dy: Tensor, x: Tensor, mean: Tensor, rstd: Tensor, *rest: Any) -> t
         with torch.cuda.device_of(x):
             backward_kernel[programs,](
                 rows, gradient, mean, rstd, *w[:5], dx, normed, activation, dhidden, partial, n,
-                **_constants(c, width, hidden, residual), **c.options,
+                **kernel_constants(c, width, hidden, residual), **c.options,
             )  # fmt: skip
     dfc1 = weight_gradient(dhidden, normed)
     dfc2 = weight_gradient(gradient.to(kind), activation)
     return dx.view(x.shape), dfc1, dfc2, summed(partial)
 
 
-def shipped(arch: int) -> list[Compilation]:
-    """What runs on compute capability `arch`: the widths of TITN, TNT-S and TNT-B, hidden 4 D, in bfloat16."""
-    found = []
-    for width in SHIPPED_WIDTHS:
-        hidden = 4 * width
-        vectors = dict.fromkeys(("norm_weight", "norm_bias", "fc1_bias", "fc2_bias", "mean", "rstd"), "*fp32")
-        forward = vectors | dict.fromkeys(("x", "y", "fc1_weight", "fc2_weight"), "*bf16")
-        forward |= {"n_rows": "i32", "eps": "fp32"}
-        halves = ("x", "dy", "dx", "fc1_weight", "fc2_weight", "normed_out", "activation", "dhidden")
-        backward = vectors | dict.fromkeys(halves, "*bf16") | {"partial": "*fp32", "n_rows": "i32"}
-        del backward["fc2_bias"]
-        for kernel, function, types in (
-            ("forward", forward_kernel, forward),
-            ("backward", backward_kernel, backward),
-        ):
-            c = wide(f"layernorm_mlp.{kernel}", width, torch.bfloat16, arch)
-            constants = _constants(c, width, hidden, True) | {"FAST": True}
-            passes = (-(-hidden // c.block), constants["NC"])
-            widths = f"{width} to {hidden}"
-            found.append(
-                Compilation("layernorm_mlp", kernel, function, types, constants, c.options, c.rows, widths, passes)
-            )
-    return [*found, sum_compilation("layernorm_mlp", "any")]
-
-
-def _constants(c: Wide, width: int, hidden: int, residual: bool) -> dict[str, Any]:
+def kernel_constants(c: Wide, width: int, hidden: int, residual: bool) -> dict[str, Any]:
     return {
         "D": width, "F": hidden, "M": c.rows, "CB": c.columns, "NC": -(-width // c.columns), "FB": c.block,
         "RESIDUAL": residual, "FAST": not interpreting(),

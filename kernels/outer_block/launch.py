@@ -1,4 +1,4 @@
-"""Launches the kernels of the patch-level block, and lists their shipped configurations."""
+"""Launches the kernels of the patch-level block."""
 
 from __future__ import annotations
 
@@ -8,15 +8,12 @@ import torch
 import triton
 from torch import Tensor
 
-from titn.kernels.common.compilation import Compilation
 from titn.kernels.common.device import architecture, positive
 from titn.kernels.common.partial_sums import summed
 from titn.kernels.common.weights import contiguous
 from titn.kernels.common.wide import Wide, as_rows, wide
 from titn.kernels.outer_block.backward import backward_kernel
 from titn.kernels.outer_block.forward import forward_kernel
-
-SHIPPED_WIDTHS = (192, 384, 640)
 
 
 def layernorm_linear(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
@@ -69,7 +66,7 @@ def _forward(x: Tensor, residual: Tensor | None, out: Tensor, mean: Tensor | Non
     if rows == 0:
         return
     c = wide("outer_block.forward", width, weight.dtype, architecture(x))
-    named = _constants(c, width, weight.shape[0], mean is not None) | c.options
+    named = kernel_constants(c, width, weight.shape[0], mean is not None) | c.options
     with torch.cuda.device_of(x):
         forward_kernel[triton.cdiv(rows, c.rows),](x, residual, out, mean, *tensors, rows, positive(eps), **named)
 
@@ -86,43 +83,12 @@ def _backward(dout: Tensor, x: Tensor | None, *rest: Tensor | None) -> Tensor:
     programs = triton.cdiv(rows, c.rows)
     partial = dout.new_empty(programs, outputs + (0 if x is None else 2 * width), dtype=torch.float32)
     if rows:
-        constants = _constants(c, width, outputs, x is not None)
+        constants = kernel_constants(c, width, outputs, x is not None)
         with torch.cuda.device_of(dout):
             backward_kernel[programs,](dout, x, *rest, partial, rows, **constants, **c.options)
     return summed(partial)
 
 
-def _constants(c: Wide, width: int, outputs: int, norm: bool) -> dict[str, Any]:
+def kernel_constants(c: Wide, width: int, outputs: int, norm: bool) -> dict[str, Any]:
     columns = -(-width // c.columns)
     return {"D": width, "N": outputs, "M": c.rows, "CB": c.columns, "NC": columns, "FB": c.block, "NORM": norm}
-
-
-def shipped(arch: int) -> list[Compilation]:
-    """What runs on compute capability `arch`: q/k/v and projection of TITN, TNT-S and TNT-B, in bfloat16."""
-    found = []
-    for width in SHIPPED_WIDTHS:
-        for norm, name, outputs in ((True, "qkv", 3 * width), (False, "projection", width)):
-            absent = {} if norm else dict.fromkeys(("mean", "rstd", "norm_weight", "norm_bias"), None)
-            vectors = dict.fromkeys(("mean", "rstd", "norm_weight", "norm_bias", "bias"), "*fp32")
-            forward = dict.fromkeys(("x", "residual", "out", "weight"), "*bf16") | vectors
-            forward |= {"n_rows": "i32", "eps": "fp32"}
-            backward = dict.fromkeys(("dout", "x", "dresidual", "weight", "dx", "normed_out"), "*bf16") | vectors
-            backward |= {"partial": "*fp32", "n_rows": "i32"}
-            del backward["bias"]
-            unused = {
-                "forward": absent | ({"residual": None} if norm else {}),
-                "backward": {} if norm else absent | dict.fromkeys(("x", "dresidual", "normed_out"), None),
-            }
-            for kernel, function, types in (
-                ("forward", forward_kernel, forward),
-                ("backward", backward_kernel, backward),
-            ):
-                c = wide(f"outer_block.{kernel}", width, torch.bfloat16, arch)
-                constants = _constants(c, width, outputs, norm) | unused[kernel]
-                given = {argument: kind for argument, kind in types.items() if argument not in unused[kernel]}
-                passes, widths = (-(-outputs // c.block), constants["NC"]), f"{width} to {outputs}"
-                label = f"{name} {kernel}"
-                found.append(
-                    Compilation("outer_block", label, function, given, constants, c.options, c.rows, widths, passes)
-                )
-    return found

@@ -1,4 +1,4 @@
-"""Launches the kernels of pixels_to_patches, and lists their shipped configurations."""
+"""Launches the kernels of pixels_to_patches."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import torch
 import triton
 from torch import Tensor
 
-from titn.kernels.common.compilation import Compilation
 from titn.kernels.common.configurations import configuration
 from titn.kernels.common.device import architecture, positive, programs
 from titn.kernels.common.weights import contiguous
@@ -118,49 +117,3 @@ def backward(gradient: Tensor, pixels: Tensor, *rest: Any) -> tuple[Tensor, ...]
             C=channels, D=width, K=columns, ROWS=REDUCE_ROWS, BLOCK=REDUCE_BLOCK, num_warps=4, num_stages=1,
         )  # fmt: skip
     return dpixels, dgamma, dbeta, dweight, dbias
-
-
-def shipped(arch: int) -> list[Compilation]:
-    """What runs on compute capability `arch`: TITN (patch 8 and 4), TNT-S and TNT-B in bfloat16, TITN in float32."""
-    found = []
-    for dtype, size, length, channels, width, n in (
-        ("bf16", 2, 16, 12, 192, 16),
-        ("bf16", 2, 4, 12, 192, 64),
-        ("bf16", 2, 16, 24, 384, 196),
-        ("bf16", 2, 16, 40, 640, 196),
-        ("fp32", 4, 16, 12, 192, 16),
-    ):
-        forward_tile = choose_tile("forward", arch, length, channels, width, size)
-        backward_tile = choose_tile("backward", arch, length, channels, width, size)
-        found += _compilations(forward_tile, backward_tile, dtype, (n, n + 2, length, channels, width))
-    return found
-
-
-def _compilations(
-    forward_tile: Tile, backward_tile: Tile, dtype: str, shape: tuple[int, int, int, int, int]
-) -> list[Compilation]:
-    _, _, length, channels, width = shape
-    half = f"*{dtype}"
-    parameters = dict.fromkeys(("gamma", "beta", "weight"), "*fp32")
-    scalars = {"rows": "i32", "eps": "fp32"}
-    parts = dict.fromkeys(("part_weight", "part_bias", "part_norm"), "*fp32")
-    gradients = dict.fromkeys(("dweight", "dbias", "dgamma", "dbeta"), "*fp32")
-    widths = f"{length}x{channels} to {width}" + (" fp32" if dtype == "fp32" else "")
-    forward = {"pixels": half, "patches": half, "bias": "*fp32", "out": half} | parameters | scalars
-    backward = {"dout": half, "pixels": half, "dpixels": half} | parameters | parts | scalars
-    reduce_constants = {"C": channels, "D": width, "K": length * channels, "ROWS": REDUCE_ROWS, "BLOCK": REDUCE_BLOCK}
-    return [
-        Compilation(
-            "pixels_to_patches", "forward", forward_kernel, forward,
-            {**constants(forward_tile, *shape), "HAS_BIAS": True}, forward_tile.options, forward_tile.rows, widths,
-        ),
-        Compilation(
-            "pixels_to_patches", "backward", backward_kernel, backward,
-            constants(backward_tile, *shape), backward_tile.options, backward_tile.rows, widths,
-        ),
-        Compilation(
-            "pixels_to_patches", "reduction", reduce_kernel,
-            parts | gradients | {"splits": "i32", "norm_rows": "i32"},
-            reduce_constants, {"num_warps": 4, "num_stages": 1}, 1, widths,
-        ),
-    ]  # fmt: skip

@@ -1,4 +1,4 @@
-"""Launches the attention kernels: which kernel and tile a shape takes, and the configurations that are shipped."""
+"""Launches the attention kernels: which kernel and tile a shape takes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import torch
 import triton
 from torch import Tensor
 
-from titn.kernels.common.compilation import Compilation
 from titn.kernels.common.device import interpreting, programs
 from titn.kernels.short_attention.backward import (
     merged_backward,
@@ -68,7 +67,7 @@ def choose_tile(length: int, heads: int, width: int, dtype: torch.dtype, mergeab
     return Tile(merged, rows, rows if rows <= 32 else 16, columns, batches, packed, warps)
 
 
-def _constants(tile: Tile, shape: torch.Size | tuple[int, ...], strides: tuple[int, ...]) -> dict[str, Any]:
+def kernel_constants(tile: Tile, shape: torch.Size | tuple[int, ...], strides: tuple[int, ...]) -> dict[str, Any]:
     """Values of the kernels' constants for operands `[S, L, H, d]` of these strides; a kernel takes those it names."""
     _, length, heads, width = shape
     return {
@@ -79,7 +78,7 @@ def _constants(tile: Tile, shape: torch.Size | tuple[int, ...], strides: tuple[i
     }  # fmt: skip
 
 
-def _options(kernel: Any, tile: Tile) -> dict[str, int]:
+def launch_options(kernel: Any, tile: Tile) -> dict[str, int]:
     options = {"num_warps": tile.warps, "num_stages": 1}
     if kernel is split_backward_queries:
         options["maxnreg"] = 255  # left to itself the assembler aims at 168 registers here and spills a few
@@ -92,7 +91,7 @@ def _launch(kernel: Any, tile: Tile, constants: dict[str, Any], units: int, *arg
     named = {name: constants[name] for name in kernel.arg_names if name in constants}
     grid = (programs(arguments[0], work, PROGRAMS_PER_MULTIPROCESSOR),)
     with torch.cuda.device_of(arguments[0]):
-        kernel[grid](*arguments, **named, **_options(kernel, tile), enable_fp_fusion=True)
+        kernel[grid](*arguments, **named, **launch_options(kernel, tile), enable_fp_fusion=True)
 
 
 def _common_layout(*tensors: Tensor) -> tuple[Tensor, ...]:
@@ -140,7 +139,7 @@ def _tiling(q: Tensor) -> tuple[Tile, dict[str, Any], int]:
     """Tile, constants and number of units for operands laid out as q."""
     sequences, length, heads, width = q.shape
     tile = choose_tile(length, heads, width, q.dtype, mergeable=q.stride(2) == width)
-    return tile, _constants(tile, q.shape, q.stride()), sequences if tile.merged else sequences * heads
+    return tile, kernel_constants(tile, q.shape, q.stride()), sequences if tile.merged else sequences * heads
 
 
 def _fill(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, scale: float, dq: Tensor, dk: Tensor, dv: Tensor) -> None:
@@ -161,43 +160,3 @@ def _fill(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, scale: float, dq: Tenso
     _launch(split_backward_queries, tile, constants, units, grad, q, k, v, dq, stats, *scales)
     blocks = triton.cdiv(length, tile.query_rows)
     _launch(split_backward_keys, tile, constants, units, grad, q, k, v, dk, dv, stats, *scales, blocks=blocks)
-
-
-# tokens, heads, head dimension: the pixel-level attention, the patch-level one at patch 8, 4 and 16, and a wide head
-SHIPPED = (
-    (16, 4, 3), (16, 2, 6), (16, 4, 6), (16, 4, 10), (4, 4, 3),
-    (18, 8, 24), (17, 8, 24), (65, 8, 24), (66, 8, 24), (5, 8, 24), (6, 8, 24), (64, 1, 64),
-)  # fmt: skip
-
-
-def shipped(arch: int) -> list[Compilation]:
-    """Every kernel for every shape of `SHIPPED` in bfloat16, packed layout; the tiles are the same for all `arch`."""
-    del arch
-    pointers = dict.fromkeys(("grad", "q", "k", "v", "out", "dq", "dk", "dv"), "*bf16")
-    types = pointers | {"stats": "*fp32", "n": "i32", "scale_log2e": "fp32", "scale": "fp32"}
-    found = []
-    for length, heads, width in SHIPPED:
-        row = 3 * heads * width
-        tile = choose_tile(length, heads, width, torch.bfloat16, mergeable=True)
-        constants = _constants(tile, (1, length, heads, width), (length * row, row, width))
-        constants |= {"RS": length * row, "RL": row}
-        kernels = {"forward": split_forward, "backward": split_backward}
-        if tile.merged:
-            kernels = {"forward": merged_forward, "backward": merged_backward}
-        elif tile.rows > tile.query_rows:
-            kernels = {"forward": split_forward}
-            kernels |= {"backward_queries": split_backward_queries, "backward_keys": split_backward_keys}
-        for name, function in kernels.items():
-            found.append(
-                Compilation(
-                    operation="short_attention",
-                    kernel=name,
-                    function=function,
-                    types={argument: types[argument] for argument in function.arg_names if argument in types},
-                    constants={key: constants[key] for key in function.arg_names if key in constants},
-                    options=_options(function, tile),
-                    rows_per_tile=tile.batches * tile.packed * length * (heads if tile.merged else 1),
-                    widths=f"{length}x{width} {heads} heads",
-                )
-            )
-    return found

@@ -283,8 +283,12 @@ def test_choices_on_a_development_split_are_listed_by_what_distinguishes_them(ch
 
 def test_a_failed_section_is_named(checkout: Path) -> None:
     add(checkout, {"waterfall": {"error": "RuntimeError: lost"}}, 6)
-    add(checkout, {"kernels": KERNELS, "harvest": {"parts": []}}, 7, finished=False)
+    parts = [{"part": "training", "error": "killed when its time was over", "sections": ["throughput"]}]
+    add(checkout, {"kernels": KERNELS}, 7, finished=False)
+    add(checkout, {"throughput": THROUGHPUT, "scaling": SECTIONS["scaling"], "harvest": {"parts": parts}}, 8)
     assert run(checkout) == 0
+    assert "Not complete: killed when its time was over." in chapter(checkout, "Training against timm's TNT")
+    assert "Not complete" not in chapter(checkout, "Scaling")
     assert "The newest measurement failed: RuntimeError: lost" in chapter(checkout, "One switch after another")
     assert "Not complete: the command was stopped before its end." in chapter(checkout, "Kernels: how fast?")
 

@@ -29,10 +29,9 @@ QUICK = ("compile", "training", "racecheck", "accuracy")
 
 
 def sections(folder: Path) -> dict[str, Any]:
-    """All sections of all result files in a folder."""
-    found: dict[str, Any] = {}
-    for path in sorted(folder.glob("*/*.json")):
-        found |= json.loads(path.read_text())["sections"]
+    """Those of the one result file in a folder."""
+    (path,) = folder.rglob("*.json")
+    found: dict[str, Any] = json.loads(path.read_text())["sections"]
     return found
 
 
@@ -48,10 +47,11 @@ def dry_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     return folder / "out", done.stdout
 
 
-def test_every_part_has_its_result_file_beside_the_others(dry_run: tuple[Path, str]) -> None:
+def test_one_file_holds_the_sections_of_every_part(dry_run: tuple[Path, str]) -> None:
     found = sections(dry_run[0])
     assert {"harvest", "throughput", "step_profile", "accuracy"} <= set(found)
     parts = {part["part"]: part for part in found["harvest"]["parts"]}
+    assert parts["training"]["sections"] == ["throughput", "step_profile"]
     assert list(parts) == list(QUICK) and all(part["error"] is None for part in parts.values())
     assert "needs a GPU" in parts["racecheck"]["log"]
     measured = {row["contender"] for row in found["throughput"]["rows"] if "images_per_second" in row}
@@ -129,9 +129,9 @@ def part(line: str, seconds: float = 600) -> Part:
     return Part("part", line, seconds)
 
 
-def run(at: Setting, one: Part, seconds: float, tmp_path: Path) -> harvest.Outcome:
+def run(at: Setting, one: Part, seconds: float) -> harvest.Outcome:
     with StopRequest() as stop:
-        return harvest.run(one, seconds, at, {}, tmp_path / "out", stop)
+        return harvest.run(one, seconds, at, {}, stop)
 
 
 def test_a_part_that_hangs_is_killed_with_all_it_started(
@@ -140,30 +140,58 @@ def test_a_part_that_hangs_is_killed_with_all_it_started(
     monkeypatch.setattr(harvest, "GRACE", 0.0)
     monkeypatch.setattr(harvest.sys, "executable", str(tmp_path / "hangs"))
     pid = tmp_path / "pid"
-    (tmp_path / "hangs").write_text(f"#!/bin/sh\nsleep 3600 &\necho $! > {pid}\necho begun\nwait\n")
+    measured = json.dumps({"dry_run": True, "sections": {"throughput": {"rows": [{"contender": "a"}]}}})
+    (tmp_path / "hangs").write_text(
+        f"""#!/bin/sh
+sleep 3600 &
+echo $! > {pid}
+for out; do :; done
+mkdir $out/device && echo '{measured}' > $out/device/file.json
+echo begun
+wait
+"""
+    )
     (tmp_path / "hangs").chmod(0o755)
-    outcome = run(at, part("anything"), 3.0, tmp_path)
+    outcome = run(at, part("anything"), 3.0)
     assert outcome.error == "killed when its time was over" and outcome.log == "begun\n"
+    assert at.record is not None and outcome.sections == ("throughput",)
+    assert json.loads(at.record.path.read_text())["sections"] == {"throughput": {"rows": [{"contender": "a"}]}}
+    assert list(at.record.path.parents[1].glob(".part*")) == []
     with pytest.raises(ProcessLookupError):
         for _ in range(50):
             os.kill(int(pid.read_text()), 0)
             time.sleep(0.1)
 
 
-def test_a_part_that_fails_is_named_with_its_reason(at: Setting, tmp_path: Path) -> None:
-    outcome = run(at, part("throughput --rounds 0"), 600, tmp_path)
+def test_a_part_that_fails_is_named_with_its_reason(at: Setting) -> None:
+    outcome = run(at, part("throughput --rounds 0"), 600)
     assert outcome.error == "error: --rounds must be at least 1, not 0"
-    assert outcome.command.startswith("python -m bench.throughput --rounds 0 --device cpu --out ")
+    assert outcome.command.startswith("python -m bench.throughput --rounds 0 --device cpu --seconds 600")
 
 
-def test_a_signal_ends_the_part_and_keeps_the_rest(at: Setting, tmp_path: Path) -> None:
+def test_a_signal_ends_the_part_and_keeps_the_rest(at: Setting) -> None:
     at.save("harvest", {"kept": 1})
     with StopRequest() as stop:
         os.kill(os.getpid(), signal.SIGTERM)
         with pytest.raises(Interrupted, match="stopped in part"):
-            harvest.run(part("scaling"), 600, at, {}, tmp_path / "out", stop)
+            harvest.run(part("scaling"), 600, at, {}, stop)
     assert at.record is not None
     assert json.loads(at.record.path.read_text())["sections"] == {"harvest": {"kept": 1}}
+
+
+def test_what_two_parts_measured_stands_together() -> None:
+    first = {
+        "rows": [{"contender": "a", "batch_size": 1, "seconds": [1]}, {"contender": "b", "reason": "late"}],
+        "x": 1,
+    }
+    second = {"rows": [{"contender": "b", "seconds": [2]}, {"contender": "a", "batch_size": 2, "seconds": [3]}], "x": 2}
+    both = harvest.merged(first, second)
+    assert both["x"] == 2
+    assert [(row["contender"], row.get("batch_size"), row["seconds"]) for row in both["rows"]] == [
+        ("a", 1, [1]), ("b", None, [2]), ("a", 2, [3]),
+    ]  # fmt: skip
+    again = harvest.merged([{"case": "a", "ok": True}], [{"case": "a", "skipped": "late"}])
+    assert again == [{"case": "a", "ok": True}]
 
 
 @pytest.mark.parametrize("minutes", [1.0, 3.0, 10.0, 30.0])
@@ -180,10 +208,10 @@ def test_all_of_it_ends_within_its_minutes(
     def pretend(one: Part, seconds: float, *_: Any) -> harvest.Outcome:
         given[one.name] = seconds
         clock[0] += seconds + GRACE if late else 1.0
-        return harvest.Outcome(one.name, "", seconds, seconds, None, None)
+        return harvest.Outcome(one.name, "", seconds, seconds)
 
     monkeypatch.setattr(harvest, "run", pretend)
-    outcomes = harvest.harvest(list(PARTS), minutes, at, {}, Path())
+    outcomes = harvest.harvest(PARTS, minutes, at, {})
     assert [one.part for one in outcomes] == [one.name for one in PARTS]
     assert clock[0] - 1000 <= 60 * minutes - MARGIN
     assert all(one.error or one.part in given for one in outcomes)

@@ -109,6 +109,14 @@ def test_sides_double_until_a_product_is_long_enough(monkeypatch: pytest.MonkeyP
     assert sides == [512, 1024, 1024]
 
 
+def test_a_ceiling_that_fails_fails_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "equal", lambda *_: False)
+    found = ceilings.measure(CPU, small=True)
+    assert found["copy_gb_per_s"] == {"error": "RuntimeError: the copy differs from its source"}
+    assert found["product_tflops"]["fp32"]["median"] > 0
+    assert ceilings.floors(1, 1, "fp32", found)["memory"] is None
+
+
 def test_floors_by_hand() -> None:
     """At 4.3 TB/s and 790 TFLOP/s: 16,384 x 16 x 12 read and written in bfloat16, and two products of 18,432 rows."""
     measured = {

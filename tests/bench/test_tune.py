@@ -27,7 +27,7 @@ from dataclasses import replace
 from bench.kernels import tune
 found = {(t.kernel, t.widths): t for t in tune.targets(tune.OPERATIONS, small=False)}
 narrow, wide = found["inner_block.forward", "16"], found["inner_block.mlp_backward", "32"]
-few = {"num_warps": (3, 4), "resident_slices": (2, 9), "resident_blocks": (9,), "programs": (4, 6)}
+few = {"num_warps": (3, 4), "resident_slices": (2, 9), "resident_blocks": (9,)}
 narrow = replace(narrow, choices=few)
 with ProcessPoolExecutor(1) as pool:
     row = tune.shortlist(narrow, 90, pool)
@@ -62,12 +62,12 @@ def test_the_compiler_rules_out_what_spills_or_fails_and_ranks_the_rest() -> Non
     row, spilled = json.loads(done.stdout.splitlines()[-1])
     current, *others = row["candidates"]
     assert current["settings"] == configuration("inner_block.forward", "16", 90) and current["instructions"] > 0
-    assert len(others) == 7
+    assert len(others) == 3
     for other in others:
         if other["settings"]["num_warps"] == 3:
             assert "Error" in other["reason"], "three warps are no power of two"
-        elif other["settings"]["resident_slices"] == 9:
-            assert other["instructions"] == current["instructions"], "only the grid changed"
+        else:
+            assert other["instructions"] > current["instructions"], "slices that are loaded anew cost instructions"
     assert spilled.startswith("spills: ")
 
 
