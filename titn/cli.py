@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import yaml
 from pydantic.fields import FieldInfo
 
-from titn.config import RunConfig, choices, flag, subjects
+from titn.config import RunConfig, choices, fields_of, flag, subjects
 from titn.errors import OneLineParser, UserError
 
 Config = TypeVar("Config", bound=RunConfig)
@@ -56,7 +56,7 @@ def _parser(cls: type[RunConfig], shown: RunConfig | None = None) -> argparse.Ar
 def _add(group: Any, name: str, field: FieldInfo, text: str) -> None:
     if field.annotation is bool:
         group.add_argument(flag(name), action=argparse.BooleanOptionalAction, help=text)
-    elif field.default_factory is dict or isinstance(field.default, dict):
+    elif field.default_factory is dict:
         group.add_argument(flag(name), nargs="+", action=_NamedValues, metavar="NAME=VALUE", help=text)
     else:
         words = "{" + ",".join(choices(field)) + "}" if choices(field) else name.rpartition("_")[2].upper()
@@ -95,7 +95,7 @@ def _shown(config: RunConfig, name: str) -> str:
 
 def _unknown(cls: type[RunConfig], argument: str) -> str:
     name = argument.partition("=")[0]
-    flags = [flag(each) for each in cls.model_fields]
+    flags = [flag(each) for each in fields_of(cls)]
     close = difflib.get_close_matches(name, flags, 1)
     hint = f"did you mean {close[0]}?" if close else f"see {cls.program} --help"
     return f"unknown argument {argument}; {hint}"

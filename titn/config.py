@@ -8,17 +8,19 @@ below, which are the paper's for CIFAR (arXiv 2502.16762, sections 3 and 4). Pre
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import os
 import re
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar, get_args, get_origin
 
 import numpy as np
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, model_validator
+from pydantic import ConfigDict, Field, ValidationError, model_validator
+from pydantic.dataclasses import dataclass
 from pydantic.fields import FieldInfo
 
 from titn.errors import UserError
@@ -34,12 +36,14 @@ Share = Annotated[float, Field(ge=0, le=1)]
 FolderName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")]
 
 
-class _Subject(BaseModel):
-    """Settings of one subject; `--help` lists them under the first line of the class's docstring."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, validate_default=True)
+_STRICT = ConfigDict(extra="forbid", use_attribute_docstrings=True, validate_default=True)
 
 
+class _Subject:
+    """Settings of one subject; `--help` lists them under the class's docstring."""
+
+
+@dataclass(frozen=True, config=_STRICT)
 class DataSettings(_Subject):
     """data"""
 
@@ -53,6 +57,7 @@ class DataSettings(_Subject):
     """use only this many training images: a fixed subset, balanced over the classes; none: all"""
 
 
+@dataclass(frozen=True, config=_STRICT)
 class AugmentationSettings(_Subject):
     """augmentation"""
 
@@ -68,6 +73,7 @@ class AugmentationSettings(_Subject):
     """lam is drawn from Beta(alpha, alpha)"""
 
 
+@dataclass(frozen=True, config=_STRICT)
 class ScheduleSettings(_Subject):
     """training"""
 
@@ -89,6 +95,7 @@ class ScheduleSettings(_Subject):
     """of initialisation, order and augmentation"""
 
 
+@dataclass(frozen=True, config=_STRICT)
 class SpeedSettings(_Subject):
     """device and speed"""
 
@@ -104,6 +111,7 @@ class SpeedSettings(_Subject):
     """replay the compiled step as a CUDA graph; auto: off, with --fast on where there is a GPU"""
 
 
+@dataclass(frozen=True, config=_STRICT)
 class FolderSettings(_Subject):
     """run folder"""
 
@@ -117,50 +125,45 @@ class FolderSettings(_Subject):
     """YAML file with any of these names"""
 
 
+@dataclass(frozen=True, config=_STRICT)
 class RunConfig(FolderSettings, SpeedSettings, AugmentationSettings, ScheduleSettings, DataSettings):
     """What the training of a student and of a teacher have in common."""
 
     program: ClassVar[str]
     role: ClassVar[Literal["student", "teacher"]]
-    _said: frozenset[str] = PrivateAttr(default=frozenset())
 
-    def __init__(self, **given: Any) -> None:
-        """Raises UserError for a value that is unknown, of the wrong type or out of range."""
-        unknown = [name for name in given if name not in type(self).model_fields]
-        if unknown:
-            close = difflib.get_close_matches(unknown[0], type(self).model_fields, 1)
-            hint = f"did you mean {close[0]}?" if close else f"it has {', '.join(sorted(type(self).model_fields))}"
-            raise UserError(f"{type(self).__name__} has no setting {unknown[0]!r}; {hint}")
-        given = {name: _plain(value) for name, value in given.items()}
-        file = read_yaml(Path(given["config"]), type(self)) if given.get("config") else {}
-        for name, value in (file | given).items():
-            if isinstance(value, bool) and type(self).model_fields[name].annotation is not bool:
+    @model_validator(mode="wrap")
+    @classmethod
+    def _complete(cls, given: Any, validate: Callable[[dict[str, Any]], Self]) -> Self:
+        said = {name: _plain(value) for name, value in dict(given.kwargs or {}).items()}
+        _check_names(said, cls, cls.__name__)
+        said = (read_yaml(Path(said["config"]), cls) if said.get("config") else {}) | said
+        for name, value in said.items():
+            if isinstance(value, bool) and fields_of(cls)[name].annotation is not bool:
                 raise UserError(f"{flag(name)} cannot be {value}")
-        recipe = recipe_for(str((file | given).get("dataset", "digits")), type(self))
+        recipe = recipe_for(str(said.get("dataset", "digits")), cls)
         for name in ("batch_size", "lr"):  # of the recipe's own length; see `titn.training.schedule`
             recipe.pop(name, None)
         try:
-            super().__init__(**(recipe | file | given | {"config": None}))
+            config = validate(recipe | said | {"config": None})
         except ValidationError as error:
             raise UserError(_one_line(error)) from None
-        self._said = frozenset(file | given) - {"config"}
-
-    @model_validator(mode="after")
-    def _settings_fit_together(self) -> Self:
-        if self.crop_padding > self.image_size:
-            raise UserError(f"--crop-padding {self.crop_padding} must not exceed the image size {self.image_size}")
-        return self
+        if config.crop_padding > config.image_size:
+            raise UserError(f"--crop-padding {config.crop_padding} must not exceed the image size {config.image_size}")
+        object.__setattr__(config, "_said", frozenset(said) - {"config"})
+        return config
 
     def changed(self, **values: Any) -> Self:
-        """A copy with other values, checked like any configuration."""
-        copy = type(self)(**({name: getattr(self, name) for name in type(self).model_fields} | values))
-        copy._said = self._said | values.keys()
+        """A copy with other values, checked like any configuration; only these have then been said anew."""
+        copy = dataclasses.replace(self, **values)
+        object.__setattr__(copy, "_said", self.said | values.keys())
         return copy
 
     @property
     def said(self) -> frozenset[str]:
         """Names of the settings that were given in words, by an argument or a file, not by a recipe or a default."""
-        return self._said
+        words: frozenset[str] = getattr(self, "_said", frozenset())
+        return words
 
     @property
     def without_effect(self) -> list[str]:
@@ -217,6 +220,7 @@ class RunConfig(FolderSettings, SpeedSettings, AugmentationSettings, ScheduleSet
         return recipe["batch_size"], recipe["lr"]
 
 
+@dataclass(frozen=True, config=_STRICT)
 class TeacherSettings(_Subject):
     """teacher"""
 
@@ -226,6 +230,7 @@ class TeacherSettings(_Subject):
     """torchvision state dict to start from (.pth or .safetensors)"""
 
 
+@dataclass(frozen=True, config=_STRICT)
 class TeacherConfig(TeacherSettings, RunConfig):
     """Train a teacher."""
 
@@ -241,6 +246,7 @@ class TeacherConfig(TeacherSettings, RunConfig):
         return self.init
 
 
+@dataclass(frozen=True, config=_STRICT)
 class StudentSettings(_Subject):
     """student"""
 
@@ -254,6 +260,7 @@ class StudentSettings(_Subject):
     """backend of the fused operations; auto: torch, with --fast the fastest that can run"""
 
 
+@dataclass(frozen=True, config=_STRICT)
 class DistillationSettings(_Subject):
     """teacher"""
 
@@ -261,7 +268,7 @@ class DistillationSettings(_Subject):
     """name of a teacher (trained first, or taken from the runs folder), a teacher's run or weights, or none"""
     teacher_epochs: Whole | None = None
     """epochs of a teacher that has to be trained first; none: as many as the student"""
-    teacher_settings: dict[str, Any] = {}
+    teacher_settings: dict[str, Any] = Field(default_factory=dict)
     """other settings of a teacher that has to be trained first: name=value, several allowed (in YAML a mapping)"""
     distillation: Literal["hard", "soft"] = "hard"
     """targets: the teacher's decision, or its distribution"""
@@ -271,6 +278,7 @@ class DistillationSettings(_Subject):
     """of soft distillation"""
 
 
+@dataclass(frozen=True, config=_STRICT)
 class TrainConfig(DistillationSettings, StudentSettings, RunConfig):
     """Train a student, distilled from a teacher."""
 
@@ -331,8 +339,14 @@ def subjects(cls: type[RunConfig]) -> dict[str, dict[str, FieldInfo]]:
     found: dict[str, dict[str, FieldInfo]] = {}
     for base in reversed(cls.__mro__):
         if issubclass(base, _Subject) and not issubclass(base, RunConfig) and base is not _Subject:
-            found[str(base.__doc__)] = {name: cls.model_fields[name] for name in base.__annotations__}
+            known: dict[str, FieldInfo] = base.__pydantic_fields__  # type: ignore[attr-defined]
+            found[str(base.__doc__)] = known
     return found
+
+
+def fields_of(cls: type[RunConfig]) -> dict[str, FieldInfo]:
+    """All settings of `cls` by name."""
+    return {name: field for subject in subjects(cls).values() for name, field in subject.items()}
 
 
 def choices(field: FieldInfo) -> tuple[str, ...]:
@@ -355,12 +369,8 @@ def recipe_for(dataset: str, cls: type[RunConfig]) -> dict[str, Any]:
 def read_yaml(path: Path, cls: type[RunConfig]) -> dict[str, Any]:
     """Settings from a YAML file; an unknown name is a UserError."""
     values = _load_yaml(path)
-    for name in values:
-        if name not in cls.model_fields:
-            close = difflib.get_close_matches(str(name), cls.model_fields, 1)
-            hint = f"did you mean {close[0]}?" if close else f"it has {', '.join(sorted(cls.model_fields))}"
-            raise UserError(f"{path}: {cls.__name__} has no setting {name!r}; {hint}")
-    return {name: _from_yaml(value, cls.model_fields[name]) for name, value in values.items()}
+    _check_names(values, cls, f"{path}: {cls.__name__}")
+    return {name: _from_yaml(value, fields_of(cls)[name]) for name, value in values.items()}
 
 
 def stored_config(path: Path) -> RunConfig:
@@ -378,7 +388,7 @@ def stored_config(path: Path) -> RunConfig:
 
 def to_yaml(config: RunConfig) -> str:
     """The configuration as a YAML text that `--config` reads back."""
-    values = config.model_dump(exclude={"resume", "config"})
+    values = {name: value for name, value in dataclasses.asdict(config).items() if name not in ("resume", "config")}
     return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
 
 
@@ -410,6 +420,15 @@ def _load_yaml(path: Path) -> dict[str, Any]:
 def _from_yaml(value: Any, field: FieldInfo) -> Any:
     """YAML 1.1 reads on and off as booleans; as a switch they mean what they say."""
     return ("on" if value else "off") if isinstance(value, bool) and "on" in choices(field) else value
+
+
+def _check_names(values: Mapping[str, Any], cls: type[RunConfig], where: str) -> None:
+    known = fields_of(cls)
+    for name in values:
+        if name not in known:
+            close = difflib.get_close_matches(str(name), known, 1)
+            hint = f"did you mean {close[0]}?" if close else f"it has {', '.join(sorted(known))}"
+            raise UserError(f"{where} has no setting {name!r}; {hint}")
 
 
 def _plain(value: Any) -> Any:

@@ -183,15 +183,16 @@ def open_run(config: Config) -> tuple[Config, Run | None]:
     """
     if config.resume is None:
         return config, None
-    fixed = sorted(config.said - MAY_CHANGE)
-    if fixed:
-        raise UserError(f"--resume goes on with the run's own configuration: drop {flag(fixed[0])}")
     run = Run.find(config.resume, config.runs_dir)
     stored = run.config(config.data_dir if "data_dir" in config.said else None)
     if not isinstance(stored, type(config)):
         raise UserError(
             f"{run.folder} is a run of {stored.program}: {stored.program} --resume {run.folder} continues it"
         )
+    for name in sorted(config.said - MAY_CHANGE):
+        has = getattr(stored, name)
+        if getattr(config, name) not in (None, "auto", has):
+            raise UserError(f"--resume goes on with the run's own configuration ({has}): drop {flag(name)}")
     changes = {name: getattr(config, name) for name in config.said & MAY_CHANGE - {"resume", "runs_dir", "data_dir"}}
     return stored.changed(**changes, runs_dir=str(run.folder.parent)), run
 

@@ -15,7 +15,7 @@ import math
 import statistics
 import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -127,7 +127,7 @@ def measure(
         "note": "",
         "teacher": teacher,
         "settings": {
-            name: value for name, value in config.model_dump().items() if name not in MACHINE
+            name: value for name, value in asdict(config).items() if name not in MACHINE
         } | {"teacher": named},
     }  # fmt: skip
     stamp = time.strftime("%Y%m%d-%H%M%S")

@@ -1,6 +1,7 @@
 """Configuration: precedence of recipe, file and arguments; every bad value is one line."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +66,8 @@ def test_a_configuration_survives_yaml(tmp_path: Path) -> None:
         dataset="mnist", amp="off", compile="off", limit_train=10, depth=None, name="on", teacher_settings={"lr": 0.1}
     )  # fmt: skip
     (tmp_path / "config.yaml").write_text(to_yaml(config))
-    assert stored_config(tmp_path / "config.yaml").model_dump() == config.model_dump()
+    assert stored_config(tmp_path / "config.yaml") == config
+    assert replace(config, epochs=3) == config.changed(epochs=3)
 
 
 def test_numbers_of_numpy_and_paths_are_taken_as_what_they_are(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -116,7 +116,8 @@ def load_teacher(path: Path, dataset: Dataset) -> Teacher:
 
 def _identity(config: RunConfig, dataset: dict[str, Any]) -> dict[str, Any]:
     """What makes a teacher this one: its settings but for those of the machine, and its training images."""
-    return config.model_dump(exclude=_SAME_TEACHER_ANYWHERE) | {"data": dataset["train"]}
+    settings = {name: value for name, value in asdict(config).items() if name not in _SAME_TEACHER_ANYWHERE}
+    return settings | {"data": dataset["train"]}
 
 
 def _differing(folder: Path, prefix: str, identity: dict[str, Any]) -> tuple[str, ...]:

@@ -15,8 +15,8 @@ FORMS = {
     "graph": Contender("graph", "titn", "graph", torch.bfloat16, "auto"),
     "captured": Contender("captured", "titn", "captured", torch.bfloat16, "triton"),
 }
-"""Eager in three precisions, with Triton kernels, with compiled blocks, compiled into CUDA graphs (`--fast`), and all of
-it with Triton kernels captured in one CUDA graph."""
+"""Eager in three precisions, with Triton kernels, with compiled blocks, compiled into CUDA graphs (`--fast`), and
+all of it with Triton kernels captured in one CUDA graph."""
 
 BATCH_SIZE = 8
 
