@@ -17,8 +17,9 @@ from titn.kernels.inner_block.reference import GROUP, inner_block_innermost, inn
 LARGEST_LENGTH = 64
 LARGEST_CHANNELS = 63
 LARGEST_HEAD = 31
-FLOAT32_LENGTH, FLOAT32_CHANNELS = 16, 15
-"""Up to here float32 kernels fit every supported device: their products take twice the registers and shared memory."""
+SHORT = 16
+NARROW = {torch.float32: 15, torch.float16: 31, torch.bfloat16: 31}
+"""Channels up to which longer sequences than SHORT fit a GPU; in float32 the limit of both."""
 
 
 def inner_block(
@@ -81,12 +82,21 @@ def _triton_reasons(
         reasons.append(f"sequences of {length} are not within 1 to {LARGEST_LENGTH}")
     if channels > LARGEST_CHANNELS:
         reasons.append(f"{channels} channels are more than {LARGEST_CHANNELS}")
-    if dtype == torch.float32 and not interpreting() and (length > FLOAT32_LENGTH or channels > FLOAT32_CHANNELS):
-        fits = f"{FLOAT32_LENGTH} tokens of {FLOAT32_CHANNELS} channels"
-        reasons.append(f"in float32 no more than {fits} fit a GPU's shared memory: use bfloat16 or float16")
+    if not interpreting():
+        reasons += _device_limits(dtype, length, channels)
     if channels // num_heads > LARGEST_HEAD:
         reasons.append(f"heads of width {channels // num_heads} are wider than {LARGEST_HEAD}")
     return reasons
+
+
+def _device_limits(dtype: torch.dtype, length: int, channels: int) -> list[str]:
+    """What the kernels could compute, as the interpreter does, but no GPU could hold."""
+    narrow = NARROW.get(dtype, 0)
+    if dtype == torch.float32 and (length > SHORT or channels > narrow):
+        return [f"in float32 no more than {SHORT} tokens of {narrow} channels fit a GPU: use bfloat16 or float16"]
+    if length > SHORT and channels > narrow:
+        return [f"sequences of more than {SHORT} tokens fit a GPU up to {narrow} channels, not {channels}"]
+    return []
 
 
 class _InnerBlock(torch.autograd.Function):

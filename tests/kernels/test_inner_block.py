@@ -229,6 +229,15 @@ def test_triton_says_why_it_cannot_run(sizes: tuple[int, int, int], dtype: torch
         fused(heads)(*make_inputs(1, length, channels, dtype=dtype))
 
 
+def test_what_no_gpu_holds_is_refused_there() -> None:
+    """Which sizes compile is in test_limits.py; the interpreter has no limit."""
+    assert op._device_limits(torch.bfloat16, 16, 40) == op._device_limits(torch.float32, 16, 12) == []
+    assert op._device_limits(torch.float16, 64, 31) == []
+    (reason,) = op._device_limits(torch.float32, 16, 40)
+    assert "use bfloat16 or float16" in reason
+    assert op._device_limits(torch.float32, 17, 12) and op._device_limits(torch.bfloat16, 17, 40)
+
+
 def test_shapes_that_do_not_fit() -> None:
     inputs = make_inputs(3, 16, 12)
     with pytest.raises(ValueError, match="5 heads do not divide 12 channels"):
