@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from titn.data.dataset import Dataset, load_dataset
+from titn.data.dataset import Dataset, explain_difference, load_dataset
 from titn.errors import OneLineParser, UserError, command
 from titn.metrics import classification_metrics
 from titn.network import NetworkSpec, load_network
@@ -53,8 +53,9 @@ def _dataset_of(run: Run, spec: NetworkSpec, data_dir: str | None) -> Dataset:
     except UserError as error:
         hint = "" if data_dir else "; if the data has moved, say where it lies with --data-dir"
         raise UserError(f"{error}{hint}") from None
-    if dataset.class_names != spec.class_names or dataset.mean != spec.mean or dataset.std != spec.std:
-        raise UserError(f"{config.dataset} in {config.data_dir} is not the data set that {run.folder} was trained on")
+    difference = explain_difference(run.dataset(), dataset.identity())
+    if difference is not None:
+        raise UserError(f"{config.dataset} is not the data set that {run.folder} was trained on: {difference}")
     return dataset
 
 

@@ -114,6 +114,8 @@ def test_resuming_on_other_data_is_refused_and_named(photos: Path, tmp_path: Pat
     with pytest.raises(UserError, match=r"is not what it was when .*run was begun \(.*images"):
         train(TrainConfig(resume=str(tmp_path / "runs" / "run")), console=QUIET)
     assert (tmp_path / "runs" / "run" / "config.yaml").read_bytes() == before
+    with pytest.raises(UserError, match=r"is not the data set that .*run was trained on: .*images"):
+        evaluate(str(tmp_path / "runs" / "run"))
 
 
 def test_names_of_folders_are_shown_and_made_into_names_of_runs(photos: Path, tmp_path: Path) -> None:
