@@ -39,6 +39,8 @@ def evaluate(
     checkpoint.verify(newest)
     module, spec = load_network(newest / checkpoint.MODEL)
     where = select_device(device)
+    if where.type == "cuda":
+        torch.backends.cudnn.allow_tf32 = False  # as in training: float32 means float32, in convolutions too
     dataset = _dataset_of(run, spec, data_dir)
     logits = test_logits(module.to(where), dataset, where)
     return classification_metrics(logits, torch.from_numpy(dataset.test_labels))

@@ -55,6 +55,10 @@ def test_every_kernel_runs_on_the_chosen_device(null_cuda: NullDevice, runs: Pat
     assert devices(trained(null_cuda, runs, choice)) == {"1" if CHOICES[choice][0] == "cuda:1" else "0"}
 
 
+def test_float32_is_not_tf32(null_cuda: NullDevice, runs: Path) -> None:
+    assert not trained(null_cuda, runs, "float32")[-1]["tf32"]
+
+
 @choices
 def test_nothing_waits_between_two_displays(null_cuda: NullDevice, runs: Path, choice: str) -> None:
     intervals = trained(null_cuda, runs, choice)
@@ -71,3 +75,4 @@ def test_evaluation_on_another_device(null_cuda: NullDevice, runs: Path) -> None
     arguments = (str(runs / "fp16"), "--device", "cuda:0", "--json")
     (evaluation,) = null_cuda.run("command.py", "titn.evaluate", *arguments, devices=2)
     assert evaluation["report"]["faults"] == [] and devices([evaluation]) == {"0"}
+    assert not evaluation["tf32"]

@@ -115,7 +115,8 @@ NULL_CUDA_API cudaError_t cudaMemGetInfo(size_t *free, size_t *total) {
   return cudaSuccess;
 }
 
-NULL_CUDA_API cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t bytes, cudaMemcpyKind, cudaStream_t stream) {
+NULL_CUDA_API cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t bytes, cudaMemcpyKind,
+                                          cudaStream_t stream) {
   if (null::capturing(stream)) {
     const null::Space source = null::place_of(from).space, target = null::place_of(to).space;
     if (source == null::Space::pageable || target == null::Space::pageable) {

@@ -30,7 +30,9 @@ std::string key(const std::string &name) { return quoted(name); }
 template <typename Key>
 std::string object(const std::map<Key, long> &entries) {
   std::string result;
-  for (const auto &[name, value] : entries) result += (result.empty() ? "" : ",") + key(name) + ":" + std::to_string(value);
+  for (const auto &[name, value] : entries) {
+    result += (result.empty() ? "" : ",") + key(name) + ":" + std::to_string(value);
+  }
   return "{" + result + "}";
 }
 

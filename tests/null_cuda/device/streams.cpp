@@ -122,7 +122,8 @@ NULL_CUDA_API cudaError_t cudaEventElapsedTime(float *milliseconds, cudaEvent_t 
   return cudaSuccess;
 }
 
-NULL_CUDA_API cudaError_t cudaStreamAddCallback(cudaStream_t stream, cudaStreamCallback_t function, void *data, unsigned) {
+NULL_CUDA_API cudaError_t cudaStreamAddCallback(cudaStream_t stream, cudaStreamCallback_t function, void *data,
+                                                unsigned) {
   function(stream, cudaSuccess, data);
   return cudaSuccess;
 }

@@ -1,7 +1,7 @@
 """command.py MODULE ARGUMENTS: `python -m MODULE ARGUMENTS`, watched between two updates of its progress bars.
 
 Answers a list with an entry for each update: {"bar": 0 for the first bar, "report": since the update before it}, and
-last one for what came after.
+last one for what came after, with "tf32": whether float32 products and convolutions may now be computed in TF32.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import sys
 from typing import Any
 
 import counters
+import torch
 from rich.progress import Progress
 
 bars: list[Progress] = []
@@ -29,5 +30,6 @@ def watched_update(bar: Progress, *arguments: Any, **changes: Any) -> None:
 Progress.update = watched_update
 counters.reset()
 importlib.import_module(sys.argv[1]).main(sys.argv[2:])
-intervals.append({"bar": -1, "report": counters.read()})
+tf32 = torch.backends.cuda.matmul.allow_tf32 or torch.backends.cudnn.allow_tf32
+intervals.append({"bar": -1, "report": counters.read(), "tf32": tf32})
 counters.answer(intervals)
