@@ -270,12 +270,14 @@ class DistillationSettings(_Subject):
     """epochs of a teacher that has to be trained first; none: as many as the student"""
     teacher_settings: dict[str, Any] = Field(default_factory=dict)
     """other settings of a teacher that has to be trained first: name=value, several allowed (in YAML a mapping)"""
-    distillation: Literal["hard", "soft"] = "hard"
-    """targets: the teacher's decision, or its distribution"""
+    distillation: Literal["hard", "soft", "standardized", "decoupled"] = "hard"
+    """targets: the teacher's decision, its distribution, its standardised logits, or its distribution in two parts"""
     distillation_weight: Share = 0.5
     """weight of the teacher's term; the labels get the rest"""
-    temperature: AboveZero = 1.0
-    """of soft distillation"""
+    temperature: AboveZero | Auto = "auto"
+    """of every distillation but hard; auto: 1 for soft, 2 for standardized, 4 for decoupled"""
+    decoupled_beta: NotNegative = 8.0
+    """of decoupled distillation: weight of the other classes' part against that of the label's"""
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -288,11 +290,16 @@ class TrainConfig(DistillationSettings, StudentSettings, RunConfig):
     @property
     def without_effect(self) -> list[str]:
         found = super().without_effect
-        of_a_teacher = ("teacher_epochs", "teacher_settings", "distillation", "distillation_weight", "temperature")
         if self.teacher == "none":
-            found += [f"{flag(name)} has no effect without a teacher" for name in of_a_teacher if name in self.said]
-        elif "temperature" in self.said and self.distillation == "hard":
-            found.append("--temperature has no effect with --distillation hard")
+            said = [name for name in DistillationSettings.__annotations__ if name in self.said and name != "teacher"]
+            return found + [f"{flag(name)} has no effect without a teacher" for name in said]
+        if self.distillation == "hard":
+            unused = ["temperature", "decoupled_beta"]
+        else:
+            unused = [] if self.distillation == "decoupled" else ["decoupled_beta"]
+        for name in unused:
+            if name in self.said:
+                found.append(f"{flag(name)} has no effect with --distillation {self.distillation}")
         return found
 
     @property
@@ -314,7 +321,13 @@ class TrainConfig(DistillationSettings, StudentSettings, RunConfig):
 
     @property
     def distillation_term(self) -> dict[str, Any]:
-        return {"kind": self.distillation, "weight": self.distillation_weight, "temperature": self.temperature}
+        of_the_papers = {"hard": 1.0, "soft": 1.0, "standardized": 2.0, "decoupled": 4.0}
+        return {
+            "kind": self.distillation,
+            "weight": self.distillation_weight,
+            "temperature": of_the_papers[self.distillation] if self.temperature == "auto" else self.temperature,
+            "beta": self.decoupled_beta,
+        }
 
     def teacher_training(self) -> TeacherConfig:
         students = ("dataset", "data_dir", "image_size", "limit_train", "teacher", "device", "runs_dir")

@@ -75,6 +75,11 @@ def train(config: RunConfig, *, console: Console | None = None, dataset: Dataset
     macs = count_macs(module, dataset.channels, dataset.image_size)
     can_distil = getattr(module, "distilled", False)
     source = find_teacher(config, dataset) if config.distils_from != "none" and can_distil else None
+    if source is not None and config.distillation_term["kind"] == "standardized" and dataset.num_classes < 3:
+        raise UserError(
+            f"{dataset.name} has {dataset.num_classes} classes, and two standardised logits are 1 and -1 in any image: "
+            "choose another --distillation"
+        )
     teacher = load_teacher(source.path, dataset) if source and not source.to_train else None
     announce(config, switches, dataset, schedule, source, console)
     check_batch(schedule, module, config)

@@ -108,7 +108,7 @@ def cases(device: str, small: bool) -> tuple[Case, ...]:
         attention(65_536, 4, 3, 4),
         attention(1024, 66, 24, 8),
         patches(1024, 64, 4, 12, 192, tokens=66),
-        loss(1024, 100, "soft"),
+        *(loss(1024, 100, kind) for kind in ("soft", "standardized", "decoupled")),
         block(inner_block, 12_544, 16, 24, 4),
         block(inner_block, 12_544, 16, 40, 4),
         attention(12_544, 16, 6, 4),
@@ -209,14 +209,14 @@ def mlp(rows: int, width: int) -> Case:
 
 
 def loss(images: int, classes: int, kind: str) -> Case:
-    """`distillation_loss` of two heads' logits [images, classes] under CutMix; "soft" at temperature 4."""
+    """`distillation_loss` of two heads' logits [images, classes] under CutMix, at its paper's temperature."""
 
     def draw(dtype: torch.dtype, g: torch.Generator) -> Inputs:
         labels = [torch.randint(classes, (images,), generator=g) for _ in range(3)]
         logits = [_normal((images, classes), g, dtype, 2.0) for _ in range(3)]
         return [*logits[:2], *labels[:2], torch.rand(images, generator=g), labels[2] if kind == "hard" else logits[2]]
 
-    temperature = 4.0 if kind == "soft" else 1.0
+    temperature = {"soft": 4.0, "standardized": 2.0, "decoupled": 4.0}.get(kind, 1.0)
     return Case(
         "distillation_loss",
         f"{images} x {classes}, {kind}",

@@ -223,14 +223,14 @@ def _distillation_loss(arch: int) -> list[Compilation]:
     types = dict.fromkeys(("class_logits", "distillation_logits"), "*bf16") | {"B": "i32", "K": "i32"}
     types |= dict.fromkeys(("labels_a", "labels_b", "indices"), "*i64")
     types |= dict.fromkeys(("lam", "losses", "class_gradient", "distillation_gradient"), "*fp32")
-    types |= dict.fromkeys(("weight", "temperature", "smoothing"), "fp32")
+    types |= dict.fromkeys(("weight", "temperature", "smoothing", "beta"), "fp32")
     found = []
     for classes in (100, 1000):
-        for kind, kept in (("none", 0), ("hard", 0), ("soft", 0), ("soft", 8)):
+        for kind, kept in (("none", 0), ("hard", 0), ("soft", 0), ("soft", 8), ("standardized", 0), ("decoupled", 0)):
             constants = module.kernel_constants(kind, classes, kept)
             options = {"num_warps": module.warps(constants["KP"]), "num_stages": 1}
             widths = f"{classes} classes, {kind}" + (f" top-{kept}" if kept else "")
-            given = types | {"teacher": "*bf16" if kind == "soft" else "*i64"}
+            given = types | {"teacher": "*i64" if kind in ("none", "hard") else "*bf16"}
             function = module.loss_and_gradients
             found.append(Compilation(name, "loss_and_gradients", function, given, constants, options, 1, widths))
     types = {"losses": "*fp32", "out": "*fp32", "B": "i32"}

@@ -8,6 +8,9 @@ from titn.kernels.common.tiles import sum_of_rows
 
 HARD: tl.constexpr = tl.constexpr(1)
 SOFT: tl.constexpr = tl.constexpr(2)
+STANDARDIZED: tl.constexpr = tl.constexpr(3)
+DECOUPLED: tl.constexpr = tl.constexpr(4)
+EPS: tl.constexpr = tl.constexpr(1e-6)
 LOW: tl.constexpr = tl.constexpr(-1e30)
 
 
@@ -34,14 +37,46 @@ def _entry(x, column, label, K):
 
 
 @triton.jit
+def _standardized(x, column, K):
+    """Of `[KP]`: the z-score, LOW beyond K, and the reciprocal deviation."""
+    centred = tl.where(column < K, x - tl.sum(tl.where(column < K, x, 0.0), 0) / K, 0.0)
+    scale = tl.rsqrt(tl.sum(centred * centred, 0) / K + EPS)
+    return tl.where(column < K, centred * scale, LOW), scale
+
+
+@triton.jit
+def _two_parts(x, log_total, column, label):
+    """Of logits x `[KP]` whose exponentials sum to exp(log_total): log-probability of the label, of not the label, and
+    `[KP]` of every class where it is not the label."""
+    others = tl.where(column == label, LOW, x)
+    largest = tl.max(others, 0)
+    log_rest = largest + tl.log(tl.sum(tl.exp(others - largest), 0))
+    own = tl.sum(tl.where(column == label, x, 0.0), 0)
+    return own - log_total, log_rest - log_total, others - log_rest
+
+
+@triton.jit
+def _decoupled(s, log_total, t, log_teacher, column, label, beta):
+    """D(label) of the package's formulas and d(label) `[KP]`, its gradient by s."""
+    log_q, log_rest_q, log_others_q = _two_parts(s, log_total, column, label)
+    log_p, log_rest_p, log_others_p = _two_parts(t, log_teacher, column, label)
+    q, p = tl.exp(log_q), tl.exp(log_p)
+    others_q, others_p = tl.exp(log_others_q), tl.exp(log_others_p)
+    target_class = p * (log_p - log_q) + tl.exp(log_rest_p) * (log_rest_p - log_rest_q)
+    other_classes = tl.sum(others_p * (log_others_p - log_others_q), 0)
+    gradient = (q - p) * (tl.where(column == label, 1.0, 0.0) - others_q) + beta * (others_q - others_p)
+    return target_class + beta * other_classes, gradient
+
+
+@triton.jit
 def loss_and_gradients(
     class_logits, distillation_logits, labels_a, labels_b, lam, teacher, indices, losses, class_gradient,
-    distillation_gradient, B, K, weight, temperature, smoothing,
+    distillation_gradient, B, K, weight, temperature, smoothing, beta,
     KIND: tl.constexpr, TOP: tl.constexpr, KP: tl.constexpr,
 ):  # fmt: skip
     """losses float32 `[B]`, each row's share of the mean, and the mean's gradients float32 `[B, K]`; a row a program.
 
-    teacher is labels int64 `[B]` (HARD), or logits `[B, K]` or, where TOP > 0, `[B, TOP]` at classes `indices` (SOFT).
+    teacher is labels int64 `[B]` (HARD) or logits `[B, K]`, of SOFT where TOP > 0 `[B, TOP]` at classes `indices`.
     """
     row = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, KP)
@@ -66,7 +101,7 @@ def loss_and_gradients(
         t = tl.load(teacher + row)
         loss += share * (log_total - _entry(s, column, t, K))
         tl.store(distillation_gradient + to, share * (p - tl.where(column == t, 1.0, 0.0)), mask=column < K)
-    if KIND == SOFT:
+    if KIND >= SOFT:
         if TOP > 0:
             t = tl.full((KP,), LOW, tl.float32)
             for j in range(TOP):
@@ -74,11 +109,25 @@ def loss_and_gradients(
                 t = tl.where(column == tl.load(indices + row * TOP + j), value, t)
         else:
             t = _row(teacher, K, column)
-        s, p, log_total = _softmax(_row(distillation_logits, K, column) / temperature)
+        x = _row(distillation_logits, K, column)
+        if KIND == STANDARDIZED:
+            x, scale = _standardized(x, column, K)
+            t, _ = _standardized(t, column, K)
+        s, p, log_total = _softmax(x / temperature)
         t, target, log_teacher = _softmax(t / temperature)
-        divergence = tl.sum(target * (t - s), 0) + log_total - log_teacher
+        if KIND == DECOUPLED:
+            first, by_first = _decoupled(s, log_total, t, log_teacher, column, a, beta)
+            second, by_second = _decoupled(s, log_total, t, log_teacher, column, b, beta)
+            divergence = m * first + (1.0 - m) * second
+            gradient = m * by_first + (1.0 - m) * by_second
+        else:
+            divergence = tl.sum(target * (t - s), 0) + log_total - log_teacher
+            gradient = p - target
         loss += share * temperature * temperature * divergence
-        tl.store(distillation_gradient + to, share * temperature * (p - target), mask=column < K)
+        gradient = share * temperature * gradient
+        if KIND == STANDARDIZED:
+            gradient = scale * (gradient - x * (tl.sum(gradient * x, 0) / K))
+        tl.store(distillation_gradient + to, gradient, mask=column < K)
     tl.store(losses + row, loss)
 
 

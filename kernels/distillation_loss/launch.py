@@ -14,7 +14,7 @@ from titn.kernels.distillation_loss.forward import loss_and_gradients, total
 
 def kernel_constants(kind: str, classes: int, kept: int) -> dict[str, int]:
     return {
-        "KIND": {"none": 0, "hard": 1, "soft": 2}[kind],
+        "KIND": {"none": 0, "hard": 1, "soft": 2, "standardized": 3, "decoupled": 4}[kind],
         "TOP": kept,
         "KP": max(16, triton.next_power_of_2(classes)),
     }
@@ -36,6 +36,7 @@ def loss(
     weight: float,
     temperature: float,
     smoothing: float,
+    beta: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The mean loss (float32 scalar) and its float32 gradients by both logits (the second empty for "none")."""
     (batch, classes), empty = class_logits.shape, partial(class_logits.new_empty, dtype=torch.float32)
@@ -55,7 +56,7 @@ def loss(
     with torch.cuda.device_of(class_logits):
         loss_and_gradients[(batch,)](
             *tensors, losses, class_gradient, distillation_gradient, batch, classes, weight, temperature, smoothing,
-            **constants, num_warps=warps(constants["KP"]), num_stages=1, enable_fp_fusion=True,
+            beta, **constants, num_warps=warps(constants["KP"]), num_stages=1, enable_fp_fusion=True,
         )  # fmt: skip
         total[(1,)](losses, mean, batch, BLOCK=1024, num_warps=4, num_stages=1, enable_fp_fusion=True)
     return mean, class_gradient, distillation_gradient

@@ -14,7 +14,7 @@ from titn.kernels.common.registration import register
 from titn.kernels.common.weights import cast, dtype_of
 from titn.kernels.distillation_loss import reference
 
-KINDS = ("hard", "soft", "none")
+KINDS = ("hard", "soft", "standardized", "decoupled", "none")
 MAX_CLASSES = 4096
 Teacher = Tensor | tuple[Tensor, Tensor]
 
@@ -35,7 +35,7 @@ class _Loss(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         first, second = (cast(g * grad, dtype) for g, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True))
-        return (first, second, *[None] * 9)
+        return (first, second, *[None] * 10)
 
 
 def _check(
@@ -70,11 +70,13 @@ def _check(
             teacher.shape == (batch,) and teacher.dtype == torch.int64 and indices is None,
             f"a hard teacher is labels, int64 [{batch}]",
         )
-    elif indices is None:
+    elif indices is None or kind != "soft":
         need(
-            teacher.shape == class_logits.shape and teacher.is_floating_point(),
-            "a soft teacher is logits of the class logits' shape, or a pair (values, indices) of the k largest",
+            indices is None and teacher.shape == class_logits.shape and teacher.is_floating_point(),
+            f"a {kind} teacher is logits of the class logits' shape"
+            + (", or a pair (values, indices) of the k largest" if kind == "soft" else ""),
         )
+        need(kind != "decoupled" or class_logits.shape[1] > 1, "the decoupled term needs two classes or more")
     else:
         need(
             teacher.dim() == 2 and teacher.shape[0] == batch and 1 <= teacher.shape[1] <= class_logits.shape[1],
@@ -109,20 +111,23 @@ def distillation_loss(
     weight: float = 0.5,
     temperature: float = 1.0,
     label_smoothing: float = 0.0,
+    beta: float = 8.0,
     backend: str = "auto",
 ) -> Tensor:
-    """Mean loss of a batch under CutMix or MixUp with a hard or soft teacher term; the package states the mathematics.
+    """Mean loss of a batch under CutMix or MixUp with a teacher's term of any kind; the package states the mathematics.
 
     Args:
         class_logits, distillation_logits: `[B, K]`, float32, bfloat16 or float16 (float64 with backend "torch").
         labels_a, labels_b: int64 `[B]`, in 0..K-1.
         lam: float32 `[B]`, the share of label a in [0, 1].
-        teacher: "hard": labels int64 `[B]`. "soft": logits `[B, K]`, or a pair (values, indices int64), `[B, k]` each,
-            of the k largest, indices distinct in a row. "none": ignored, as are `distillation_logits` and `weight`.
-        kind: "hard", "soft" or "none".
-        weight: share of the teacher's term, in [0, 1].
-        temperature: T > 0 of the soft term.
+        teacher: "hard": labels int64 `[B]`. Otherwise logits `[B, K]`, for "soft" also a pair (values, indices int64),
+            `[B, k]` each, of the k largest, indices distinct in a row. "none": ignored, as are `distillation_logits`
+            and `weight`.
+        kind: "hard", "soft", "standardized", "decoupled" or "none".
+        weight: share of the teacher's term, in [0, 1], whatever its kind.
+        temperature: T > 0 of every kind but "hard". The papers have 2 for "standardized" and 4 for "decoupled".
         label_smoothing: of the labels' term only, in [0, 1).
+        beta: of "decoupled", 0 or more: weight of the classes besides the label against the label's own part.
         backend: "auto", "torch" or "triton"; "auto" takes triton on CUDA and torch elsewhere.
 
     Returns:
@@ -135,12 +140,13 @@ def distillation_loss(
     """
     values, indices = teacher if isinstance(teacher, tuple) else (teacher, None)
     _check(class_logits, distillation_logits, (labels_a, labels_b), lam, values, indices, kind)
-    if not 0 <= weight <= 1 or not temperature > 0 or not 0 <= label_smoothing < 1:
-        raise ValueError("distillation_loss: weight must be in [0, 1], temperature above 0, label_smoothing in [0, 1)")
+    if not (0 <= weight <= 1 and temperature > 0 and 0 <= label_smoothing < 1 and beta >= 0):
+        ranges = "weight must be in [0, 1], temperature above 0, label_smoothing in [0, 1), beta 0 or more"
+        raise ValueError(f"distillation_loss: {ranges}")
     if kind == "none":
         distillation_logits = values = indices = None
     logits = [t for t in (class_logits, distillation_logits, values) if t is not None and t.is_floating_point()]
-    settings = kind, float(weight), float(temperature), float(label_smoothing)
+    settings = kind, float(weight), float(temperature), float(label_smoothing), float(beta)
     if _choose(logits, backend) == "torch":
         values = None if values is None else values.detach()
         return reference.loss(
@@ -166,7 +172,7 @@ def _fake(class_logits: Tensor, distillation_logits: Tensor | None, *arguments: 
 
 register(
     "distillation_loss(Tensor class_logits, Tensor? distillation_logits, Tensor labels_a, Tensor labels_b, Tensor lam,"
-    " Tensor? teacher, Tensor? indices, str kind, float weight, float temperature, float smoothing)"
+    " Tensor? teacher, Tensor? indices, str kind, float weight, float temperature, float smoothing, float beta)"
     " -> (Tensor, Tensor, Tensor)",
     "titn.kernels.distillation_loss.launch:loss",
     _fake,

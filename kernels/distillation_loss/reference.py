@@ -6,9 +6,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+EPS = 1e-6
+LOW = -1e30
+
 
 def _wide(logits: Tensor) -> Tensor:
     return logits if logits.dtype == torch.float64 else logits.float()
+
+
+def _z_score(logits: Tensor) -> Tensor:
+    return F.layer_norm(_wide(logits), logits.shape[1:], eps=EPS)
 
 
 def _log_softmax(logits: Tensor) -> Tensor:
@@ -52,6 +59,33 @@ def soft_term(logits: Tensor, values: Tensor, indices: Tensor | None, temperatur
     return temperature**2 * (log_p.exp() * (log_p - log_s)).sum(dim=-1)
 
 
+def standardized_term(logits: Tensor, values: Tensor, temperature: float) -> Tensor:
+    """`soft_term` of the z-scores of logits and values, both `[B, K]`: `[B]` (arXiv 2403.01427)."""
+    return soft_term(_z_score(logits), _z_score(values), None, temperature)
+
+
+def _two_parts(log_p: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Log-probability of the label `[B]`, of not the label `[B]`, of every class where it is not the label `[B, K]`."""
+    others = log_p.scatter(1, labels[:, None], LOW)
+    return log_p.gather(1, labels[:, None])[:, 0], others.logsumexp(dim=-1), F.log_softmax(others, dim=-1)
+
+
+def decoupled_term(logits: Tensor, values: Tensor, labels: Tensor, temperature: float, beta: float) -> Tensor:
+    """T^2 (TCKD + beta NCKD) of each image, `[B]` (arXiv 2203.08679).
+
+    Args:
+        logits, values: of the student and the teacher, `[B, K]`, K at least 2.
+        labels: int64 `[B]`, the target classes.
+        temperature: T > 0.
+        beta: weight of the other classes.
+    """
+    log_q, log_rest_q, log_others_q = _two_parts(_log_softmax(_wide(logits) / temperature), labels)
+    log_p, log_rest_p, log_others_p = _two_parts(_log_softmax(_wide(values) / temperature), labels)
+    target_class = log_p.exp() * (log_p - log_q) + log_rest_p.exp() * (log_rest_p - log_rest_q)
+    other_classes = (log_others_p.exp() * (log_others_p - log_others_q)).sum(dim=-1)
+    return temperature**2 * (target_class + beta * other_classes)
+
+
 def loss(
     class_logits: Tensor,
     distillation_logits: Tensor | None,
@@ -64,15 +98,24 @@ def loss(
     weight: float,
     temperature: float,
     smoothing: float,
+    beta: float,
 ) -> Tensor:
     """The package's mean loss, a scalar; `teacher` is labels, logits or top-k values (with `indices`)."""
     base = mixed_cross_entropy(class_logits, labels_a, labels_b, lam, smoothing)
     if kind == "none":
         return base.mean()
     assert distillation_logits is not None and teacher is not None
-    term = (
-        hard_term(distillation_logits, teacher)
-        if kind == "hard"
-        else soft_term(distillation_logits, teacher, indices, temperature)
-    )
+    match kind:
+        case "hard":
+            term = hard_term(distillation_logits, teacher)
+        case "soft":
+            term = soft_term(distillation_logits, teacher, indices, temperature)
+        case "standardized":
+            term = standardized_term(distillation_logits, teacher, temperature)
+        case _:
+            first, second = (
+                decoupled_term(distillation_logits, teacher, labels, temperature, beta)
+                for labels in (labels_a, labels_b)
+            )
+            term = lam.to(first.dtype) * first + (1.0 - lam.to(first.dtype)) * second
     return ((1.0 - weight) * base + weight * term).mean()

@@ -87,7 +87,7 @@ def _loss(t: Inputs, backend: str, kind: str) -> Tensor:
     batch, classes = z.shape
     a = torch.arange(batch, device=DEVICE) % classes
     answers = torch.cos(torch.outer(a + 1.0, torch.arange(classes, device=DEVICE) + 1.0))
-    teacher: Any = {"hard": (a + 2) % classes, "soft": answers, "top-k": tuple(answers.topk(5))}[kind]
+    teacher: Any = {"hard": (a + 2) % classes, "top-k": tuple(answers.topk(5))}.get(kind, answers)
     lam = (a + 1.0) / (batch + 1)
     options: dict[str, Any] = {"kind": "soft" if kind == "top-k" else kind, "temperature": 2.5, "label_smoothing": 0.1}
     return distillation_loss(z, s, a, (a + 1) % classes, lam, teacher, backend=backend, **options)
@@ -116,4 +116,6 @@ OPERATIONS = {
     "distillation_loss": Operation(partial(_loss, kind="hard"), _LOGITS, {}),
     "distillation_loss soft": Operation(partial(_loss, kind="soft"), _LOGITS, {}),
     "distillation_loss top-k": Operation(partial(_loss, kind="top-k"), _LOGITS, {}),
+    "distillation_loss standardized": Operation(partial(_loss, kind="standardized"), _LOGITS, {}),
+    "distillation_loss decoupled": Operation(partial(_loss, kind="decoupled"), _LOGITS, {}),
 }

@@ -71,6 +71,9 @@ for operation in NAMES.split():
 def inner(length, channels, heads):
     return Operation(_block(inner_block, heads), {"x": (2, length, channels)}, block_shapes(channels, 4 * channels))
 
+def loss(kind):
+    return Operation(lambda t, backend: _loss(t, backend, kind), dict.fromkeys("zs", (2, 4096)), {})
+
 def outer(width):
     shapes = dict(list(block_shapes(width, width).items())[:6])
     return Operation(_block(outer_attention, width // 32), {"x": (2, 3, width)}, shapes)
@@ -93,7 +96,7 @@ CASES = {
     **{f"layernorm_mlp {w}": mlp(w) for w in (192, 384, 640)},
     **{f"pixels_to_patches {s}": patches(*s) for s in ((16, 12, 192), (16, 63, 640), (64, 16, 128))},
     **{f"short_attention {s}": attention(*s) for s in ((16, 4, 3), (32, 2, 64), (72, 1, 64))},
-    "distillation_loss 4096": Operation(lambda t, b: _loss(t, b, kind="soft"), dict.fromkeys("zs", (2, 4096)), {}),
+    **{f"distillation_loss 4096 {kind}": loss(kind) for kind in ("soft", "standardized", "decoupled")},
 }
 
 for (name, case), dtype in itertools.product(CASES.items(), (torch.float32, torch.bfloat16)):

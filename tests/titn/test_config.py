@@ -93,6 +93,9 @@ def test_a_setting_that_decides_nothing_is_said_to() -> None:
     assert parse(TrainConfig, ["--temperature", "4"]).without_effect == [
         "--temperature has no effect with --distillation hard"
     ]
+    for kind, beta in (("hard", True), ("soft", True), ("standardized", True), ("decoupled", False)):
+        config = TrainConfig(distillation=kind, decoupled_beta=2.0)
+        assert config.without_effect == [f"--decoupled-beta has no effect with --distillation {kind}"] * beta
     alone = parse(TrainConfig, ["--teacher", "none", "--distillation", "soft", "--mix-alpha", "1"])
     assert alone.without_effect == [
         "--mix-alpha has no effect with --mix none", "--distillation has no effect without a teacher",
@@ -101,6 +104,13 @@ def test_a_setting_that_decides_nothing_is_said_to() -> None:
         "--warmup-epochs 10 is all of the training: --lr is never reached"
     ]
     assert TrainConfig().without_effect == []
+
+
+def test_each_distillation_has_its_papers_temperature_unless_told() -> None:
+    papers = {"hard": 1.0, "soft": 1.0, "standardized": 2.0, "decoupled": 4.0}
+    for kind, temperature in papers.items():
+        assert TrainConfig(distillation=kind).distillation_term["temperature"] == temperature
+        assert TrainConfig(distillation=kind, temperature=3.0).distillation_term["temperature"] == 3.0
 
 
 @pytest.mark.parametrize("width", ["80", "140"])

@@ -28,19 +28,21 @@ class Objective(Protocol):
 
 
 def distillation_objective(
-    kind: Literal["none", "hard", "soft"] = "none",
+    kind: Literal["none", "hard", "soft", "standardized", "decoupled"] = "none",
     *,
     weight: float = 0.5,
     temperature: float = 1.0,
+    beta: float = 8.0,
     label_smoothing: float = 0.0,
     backend: str = "torch",
 ) -> Objective:
     """The paper's loss (arXiv 2502.16762, section 3) as an `Objective`; "none" is cross-entropy under CutMix or MixUp.
 
     Args:
-        kind: the teacher's term: against its decisions int64 [B], its logits [B, K], or none.
+        kind: the teacher's term: against its decisions int64 [B] ("hard"), against its logits [B, K], or none.
         weight: of the teacher's term; the labels get the rest.
-        temperature: of soft distillation.
+        temperature: of every kind but "hard".
+        beta: of "decoupled".
         label_smoothing: of the cross-entropy with the labels.
         backend: of `titn.kernels.distillation_loss`.
     """
@@ -58,6 +60,7 @@ def distillation_objective(
             kind=kind,
             weight=weight,
             temperature=temperature,
+            beta=beta,
             label_smoothing=label_smoothing,
             backend=backend,
         )

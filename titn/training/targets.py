@@ -11,7 +11,7 @@ from titn.pipelines import Batch
 
 
 class TeacherTargets(Protocol):
-    """Gives the teacher's answer to a batch: labels int64 [B] (hard) or logits [B, K] (soft)."""
+    """Gives the teacher's answer to a batch: labels int64 [B] (hard) or logits [B, K] (every other kind)."""
 
     def __call__(self, batch: Batch) -> Tensor: ...
 
@@ -19,7 +19,12 @@ class TeacherTargets(Protocol):
 class LiveTeacher:
     """Runs the teacher on every batch: the very images the student sees (arXiv 2502.16762, section 3)."""
 
-    def __init__(self, teacher: nn.Module, kind: Literal["hard", "soft"], amp: torch.dtype | None) -> None:
+    def __init__(
+        self,
+        teacher: nn.Module,
+        kind: Literal["hard", "soft", "standardized", "decoupled"],
+        amp: torch.dtype | None,
+    ) -> None:
         self.teacher = teacher.eval().requires_grad_(False)
         self.kind = kind
         self.amp = amp

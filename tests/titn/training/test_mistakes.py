@@ -77,6 +77,17 @@ def test_a_mistake_is_named_before_anything_is_written(changes: dict[str, object
     assert not (tmp_path / "runs").exists()
 
 
+def test_two_classes_cannot_be_learnt_from_standardised_logits(image_folder: Path, tmp_path: Path) -> None:
+    shutil.rmtree(image_folder / "digit2")
+    config = TrainConfig(
+        dataset=str(image_folder), distillation="standardized", teacher="small_cnn", device="cpu",
+        runs_dir=str(tmp_path / "runs"),
+    )  # fmt: skip
+    with pytest.raises(UserError, match="choose another --distillation"):
+        train(config, console=QUIET)
+    assert not (tmp_path / "runs").exists()
+
+
 def test_a_name_that_is_taken_is_refused(finished: Path) -> None:
     with pytest.raises(UserError, match="--resume"):
         train(SMALL.changed(runs_dir=str(finished.parent), name=finished.name), console=QUIET)

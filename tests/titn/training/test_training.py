@@ -1,6 +1,7 @@
 """A run from data to report: its folder, its result, resuming, interruption and the teacher."""
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -140,6 +141,18 @@ def test_a_student_learns_from_a_teacher_that_is_trained_once(tmp_path: Path) ->
     assert second.teacher == "small_cnn"
     by_path = train(config.changed(name="third", teacher=str(teacher)), console=QUIET)
     assert_same_weights(Path(by_path.run), Path(first.run))
+
+
+def test_each_distillation_trains_another_student(tmp_path: Path) -> None:
+    config = SMALL.changed(teacher="small_cnn", teacher_epochs=1, epochs=1, runs_dir=str(tmp_path))
+    kinds = ("hard", "soft", "standardized", "decoupled")
+    results = [train(config.changed(name=kind, distillation=kind), console=QUIET) for kind in kinds]
+    losses = [Run(Path(result.run)).metrics()[0]["loss"] for result in results]
+    assert all(math.isfinite(loss) for loss in losses)
+    assert len(set(losses)) == len(kinds)
+    heads = [last_weights(Path(result.run))["head_dist.weight"] for result in results]
+    assert all(head.isfinite().all() for head in heads)
+    assert not any(torch.equal(one, other) for i, one in enumerate(heads) for other in heads[:i])
 
 
 def test_the_teacher_changes_what_the_student_learns(tmp_path: Path) -> None:
