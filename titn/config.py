@@ -81,16 +81,20 @@ class ScheduleSettings(_Subject):
     """passes over the training set"""
     batch_size: Whole | Auto = "auto"
     """images per step; auto: the recipe's, fewer in a short training"""
-    optimizer: Literal["sgd", "adam", "adamw", "rmsprop"] = "sgd"
-    """SGD has momentum 0.9"""
+    optimizer: Literal["sgd", "apex_sgd", "adam", "adamw", "muon", "rmsprop"] = "sgd"
+    """sgd has momentum 0.9, apex_sgd is NVIDIA apex's; muon: AdamW, but Muon for a student's large matrices"""
     lr: AboveZero | Auto = "auto"
-    """peak learning rate, falling to zero along a cosine; auto: the recipe's, less for smaller batches"""
+    """peak learning rate, falling to zero along a cosine; auto: the recipe's for such an optimizer, less for smaller batches"""
     weight_decay: NotNegative = 1e-4
-    """decay of all weights (adamw: decoupled)"""
+    """decay of all weights (adamw, muon: decoupled)"""
     warmup_epochs: NotNegative = 0.0
     """linear warm-up at the start, in epochs"""
     label_smoothing: Share = 0.0
     """of the cross-entropy with the true labels"""
+    accumulate: Whole = 1
+    """parts of a batch, one after another in one step: its result in less memory, but for batch norm and dropout"""
+    average: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """share that a running average of the weights keeps per step, e.g. 0.999; tested beside them; 0: no average"""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """of initialisation, order and augmentation"""
 
@@ -215,9 +219,13 @@ class RunConfig(FolderSettings, SpeedSettings, AugmentationSettings, ScheduleSet
 
     @property
     def recipe_batch_and_rate(self) -> tuple[int, float]:
-        """Batch size and learning rate that the recipe has for a training of its own length."""
-        recipe = {"batch_size": 1024, "lr": 0.1} | recipe_for(self.dataset, type(self))
-        return recipe["batch_size"], recipe["lr"]
+        """Batch size and learning rate that the recipe has for a training of its own length.
+
+        A rate of SGD means nothing to an optimiser that normalises its steps: that has 0.001, AdamW's usual.
+        """
+        recipe = {"batch_size": 1024, "lr": 0.1, "optimizer": "sgd"} | recipe_for(self.dataset, type(self))
+        normalised = recipe["optimizer"] == "sgd" and self.optimizer not in ("sgd", "apex_sgd")
+        return recipe["batch_size"], 1e-3 if normalised else recipe["lr"]
 
 
 @dataclass(frozen=True, config=_STRICT)

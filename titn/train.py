@@ -27,7 +27,8 @@ from titn.provenance import source_commit
 from titn.report import write_report
 from titn.teachers.architectures import load_initial_weights
 from titn.teachers.find import TeacherSource, find_teacher, load_teacher
-from titn.training.optimizers import build_optimizer
+from titn.training.average import WeightAverage
+from titn.training.optimizers import build_optimizer, check_optimizer
 from titn.training.result import Result, show_result
 from titn.training.run import Run, RunInUse
 from titn.training.schedule import Schedule
@@ -83,6 +84,7 @@ def train(config: RunConfig, *, console: Console | None = None, dataset: Dataset
     teacher = load_teacher(source.path, dataset) if source and not source.to_train else None
     announce(config, switches, dataset, schedule, source, console)
     check_batch(schedule, module, config)
+    check_optimizer(config.optimizer, module, switches.device)
     settled = config.changed(batch_size=schedule.batch_size, lr=schedule.peak)
     resumed = run is not None
     if run is None:
@@ -128,6 +130,7 @@ def train(config: RunConfig, *, console: Console | None = None, dataset: Dataset
             **classification_metrics(logits, torch.from_numpy(dataset.test_labels)),
             best_top1=progress.best_top1,
             best_epoch=progress.best_epoch,
+            average_top1=(run.metrics() or [{}])[-1].get("test_top1_average"),
             teacher=teacher.name if teacher else None,
             teacher_top1=teacher.top1 if teacher else None,
             dataset=dataset.name,
@@ -160,12 +163,22 @@ def build_step(
     """The training step of `config`; `module` goes to the device and is compiled as the switches say."""
     module.to(switches.device)
     optimizer = build_optimizer(config.optimizer, module, schedule.peak, config.weight_decay)
+    average = WeightAverage(module, config.average) if config.average else None
     if switches.compile:
         compile_network(module, "graph" if switches.cuda_graph else "blocks")
     term: dict[str, Any] = config.distillation_term if distils else {"kind": "none"}
     objective = distillation_objective(**term, label_smoothing=config.label_smoothing, backend=switches.kernels)
     scaler = torch.amp.GradScaler(switches.device.type, enabled=switches.amp is torch.float16)
-    return TrainStep(module, optimizer, objective, amp=switches.amp, scaler=scaler, cuda_graph=switches.cuda_graph)
+    return TrainStep(
+        module,
+        optimizer,
+        objective,
+        amp=switches.amp,
+        scaler=scaler,
+        cuda_graph=switches.cuda_graph,
+        accumulate=config.accumulate,
+        average=average,
+    )
 
 
 def augmentation_of(config: RunConfig, batch_size: int) -> Augmentation:
@@ -256,17 +269,28 @@ def announce(
 
 
 def check_batch(schedule: Schedule, module: nn.Module, config: RunConfig) -> None:
-    """Raise UserError for a batch that batch normalisation cannot normalise."""
+    """Raise UserError for a batch that cannot be cut as asked, or that batch normalisation cannot normalise."""
+    smallest = schedule.batch_size // config.accumulate
+    if smallest == 0:
+        raise UserError(f"--accumulate {config.accumulate} is more than the {schedule.batch_size} images of a batch")
     normalises = any(isinstance(each, nn.modules.batchnorm._BatchNorm) for each in module.modules())
-    if schedule.batch_size == 1 and normalises:
-        raise UserError(f"{config.network} normalises over the batch and needs --batch-size 2 or more, not 1")
+    if smallest == 1 and normalises:
+        raise UserError(
+            f"{config.network} normalises over the batch and needs --batch-size 2 or more, not 1"
+            if config.accumulate == 1
+            else f"{config.network} normalises over the batch: --accumulate {config.accumulate} leaves it one image"
+        )
 
 
 def check_room(config: RunConfig, module: nn.Module) -> None:
     """Raise UserError unless the disk has room for the checkpoints, up to three of weights and optimiser state."""
     folder = next(each for each in (Path(config.runs_dir).expanduser().resolve(), *_parents(config)) if each.exists())
-    moments = 2 if config.optimizer in ("adam", "adamw") else 1
-    needed = 3 * (1 + moments) * sum(value.numel() * value.element_size() for value in module.state_dict().values())
+    moments = 2 if config.optimizer in ("adam", "adamw", "muon") else 1
+    needed = (
+        3
+        * (1 + moments + bool(config.average))
+        * sum(value.numel() * value.element_size() for value in module.state_dict().values())
+    )
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise UserError(

@@ -196,6 +196,12 @@ def test_a_short_training_gets_smaller_batches_and_rates_unless_told() -> None:
     assert Schedule.of(told, 100).batch_size == 100
 
 
+def test_a_rate_of_sgd_is_not_for_adamw_and_muon() -> None:
+    peaks = {name: Schedule.of(TrainConfig(dataset="cifar10", optimizer=name), 50_000).peak for name in ("sgd", "muon")}
+    assert peaks == {"sgd": 0.1, "muon": 1e-3}
+    assert Schedule.of(TrainConfig(dataset="digits", optimizer="muon", batch_size=32), 1438).peak == 1e-3
+
+
 def test_the_rate_warms_up_and_falls_along_a_cosine_to_zero() -> None:
     schedule = Schedule(batch_size=4, steps=10, epochs=3, peak=0.5, warmup_epochs=1.0)
     rates = [schedule.rate(step) for step in range(schedule.total_steps + 1)]

@@ -23,7 +23,7 @@ from titn.report.text import printable
 MOST_TICK_LABELS = 20
 _INK = "#0a0b0c"  # stands for the page's text colour until the SVG is written
 _RIGHT, _WRONG = (37, 99, 235), (220, 38, 38)
-_COLOURS = ("#3b82f6", "#f97316", "#10b981", "#64748b", "#a855f7")
+_COLOURS = ("#3b82f6", "#f97316", "#10b981", "#64748b", "#a855f7", "#ec4899")
 _STYLE = style(_INK) | {
     "axes.grid": True,
     "grid.alpha": 0.15,
@@ -43,6 +43,7 @@ _PANELS: tuple[tuple[str, float, tuple[tuple[str, str], ...]], ...] = (
             ("test_top5", "test top-5"),
             ("val_top1", "validation top-1"),
             ("teacher_agreement", "agreement with the teacher"),
+            ("test_top1_average", "test top-1, averaged weights"),
         ),
     ),
     ("Learning rate", 1.0, (("lr", ""),)),

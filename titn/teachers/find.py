@@ -22,8 +22,10 @@ from titn.training.run import Run, plain_name
 
 _SAME_TEACHER_ANYWHERE = {
     *("dataset", "data_dir", "device", "runs_dir", "fast", "compile", "amp", "cuda_graph", "name", "resume", "config"),
+    "average",
 }
-"""Settings that do not make another teacher: where it was trained, and on which data, whose contents count."""
+"""Settings that do not make another teacher: where it was trained, on which data, whose contents count, and what is
+only recorded beside it."""
 _NOTES = 3
 
 

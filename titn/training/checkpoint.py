@@ -23,6 +23,8 @@ from titn.files import folder_atomic, sha256, write_safetensors
 from titn.network import NetworkSpec, load_weights, save_network
 
 MODEL = "model.safetensors"
+AVERAGE = "average.safetensors"
+"""The averaged weights of a run that has them, as MODEL."""
 _STATE = "state.safetensors"
 _MANIFEST = "state.json"
 _FORMAT = 2
@@ -92,9 +94,16 @@ def newest(root: Path) -> Path | None:
 
 
 def save(
-    root: Path, progress: Progress, module: nn.Module, spec: NetworkSpec, optimizer: torch.optim.Optimizer
+    root: Path,
+    progress: Progress,
+    module: nn.Module,
+    spec: NetworkSpec,
+    optimizer: torch.optim.Optimizer,
+    average: nn.Module | None = None,
 ) -> Path:
     """Write one checkpoint atomically and remove the ones no longer kept.
+
+    `average` has the averaged weights of `module`, where there are any.
 
     Raises:
         OSError: it cannot be written; the checkpoints there were stay as they are.
@@ -112,27 +121,33 @@ def save(
                     scalars[f"{index}.{key}"] = value
         with folder_atomic(target) as folder:
             save_network(folder / MODEL, module, spec)
+            if average is not None:
+                save_network(folder / AVERAGE, average, spec)
             write_safetensors(folder / _STATE, tensors)
             manifest = {
                 "format": _FORMAT,
                 "optimizer": type(optimizer).__name__,
                 "optimizer_scalars": scalars,
                 "progress": progress.to_json(),
-                "sha256": {name: sha256(folder / name) for name in (MODEL, _STATE)},
+                "sha256": {path.name: sha256(path) for path in sorted(folder.iterdir())},
             }
             (folder / _MANIFEST).write_text(json.dumps(manifest, indent=1))
     _prune(root, progress.best_epoch)
     return target
 
 
-def load(folder: Path, module: nn.Module, optimizer: torch.optim.Optimizer) -> Progress:
-    """Restore the model, the optimiser and the random generators.
+def load(
+    folder: Path, module: nn.Module, optimizer: torch.optim.Optimizer, average: nn.Module | None = None
+) -> Progress:
+    """Restore the model, its average if asked for, the optimiser and the random generators.
 
     Raises:
         UserError: the checkpoint is damaged or belongs to another model or optimiser.
     """
     manifest = verify(folder)
     load_weights(folder / MODEL, module)
+    if average is not None:
+        load_weights(folder / AVERAGE, average)
     if manifest["optimizer"] != type(optimizer).__name__:
         raise UserError(f"{folder} was written with {manifest['optimizer']}, not {type(optimizer).__name__}")
     tensors = load_file(folder / _STATE)

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+
+from titn.errors import UserError
+from titn.models.layers import PixelLayer
+from titn.training.muon import MuonWithAdamW
+
+SMALLEST_MATRIX = 64
+"""Rows and columns that a matrix needs for Muon; a smaller one has too few directions to make orthogonal."""
 
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "sgd": partial(torch.optim.SGD, momentum=0.9, fused=True),
@@ -18,5 +27,63 @@ OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
 
 
 def build_optimizer(name: str, module: nn.Module, lr: float, weight_decay: float) -> torch.optim.Optimizer:
-    """The optimiser `name`, a key of `OPTIMIZERS`, over all parameters of `module`."""
+    """The optimiser `name` over all parameters of `module`: a key of `OPTIMIZERS`, "muon" or "apex_sgd".
+
+    "muon" is Muon for `patch_matrices` and AdamW for all other parameters; "apex_sgd" is NVIDIA apex's form of "sgd".
+    """
+    if name == "muon":
+        matrices, packed = patch_matrices(module)
+        chosen = {id(param) for param in (*matrices, *packed)}
+        others = [param for param in module.parameters() if id(param) not in chosen]
+        return MuonWithAdamW([{"params": matrices}, {"params": packed, "maps": 3}], others, lr, weight_decay)
+    if name == "apex_sgd":
+        from apex.optimizers import FusedSGD
+
+        optimizer: torch.optim.Optimizer = FusedSGD(module.parameters(), lr=lr, momentum=0.9, weight_decay=weight_decay)
+        return optimizer
     return OPTIMIZERS[name](module.parameters(), lr=lr, weight_decay=weight_decay)
+
+
+def check_optimizer(name: str, module: nn.Module, device: torch.device) -> None:
+    """Raise UserError for an optimiser that cannot train `module` on `device`."""
+    if name == "muon" and not any(patch_matrices(module)):
+        raise UserError(
+            f"--optimizer muon is for matrices of at least {SMALLEST_MATRIX}x{SMALLEST_MATRIX} in the blocks of a "
+            f"Transformer, and {type(module).__name__} has none: use adamw or sgd"
+        )
+    if name == "apex_sgd" and (reasons := apex_reasons(device)):
+        raise UserError(f"--optimizer apex_sgd cannot run here: {'; '.join(reasons)}; use sgd, its PyTorch equal")
+
+
+def patch_matrices(module: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
+    """The weights that Muon is for: of the linear layers of the blocks, outside of the stream of pixels.
+
+    Rows and columns are at least `SMALLEST_MATRIX`. Tables, biases, norms, heads and the pixels' embedding and layers
+    are for AdamW.
+
+    Returns:
+        Weights of one map each, and weights that pack the maps of queries, keys and values by rows.
+    """
+    blocks = getattr(module, "blocks", nn.ModuleList())
+    pixels = {each for layer in blocks.modules() if isinstance(layer, PixelLayer) for each in layer.modules()}
+    matrices: list[Tensor] = []
+    packed: list[Tensor] = []
+    for name, layer in blocks.named_modules():
+        if isinstance(layer, nn.Linear) and layer not in pixels and min(layer.weight.shape) >= SMALLEST_MATRIX:
+            (packed if name.endswith(".qkv") else matrices).append(layer.weight)
+    return matrices, packed
+
+
+def apex_reasons(device: torch.device) -> list[str]:
+    """Why NVIDIA apex's FusedSGD cannot run on `device`; nothing is imported to find out."""
+    reasons = [] if device.type == "cuda" else ["no GPU"]
+    package = importlib.util.find_spec("apex")
+    if package is None:
+        return [*reasons, "NVIDIA apex is not installed (it is built from source; apex on PyPI is something else)"]
+    if not any(
+        (Path(each) / "optimizers" / "fused_sgd.py").is_file() for each in package.submodule_search_locations or ()
+    ):
+        return [*reasons, "the installed package apex is not NVIDIA's, but another one of that name"]
+    if importlib.util.find_spec("amp_C") is None:
+        return [*reasons, "NVIDIA apex was built without its CUDA extensions"]
+    return reasons

@@ -13,6 +13,7 @@ from rich.text import Text
 class Result:
     """As in result.json; accuracies are of the last epoch on the whole test set.
 
+    `average_top1` is that of the averaged weights, where a run has them; all others are of the weights themselves.
     `images_per_second` counts training steps after the first of each epoch; `macs` are those of one forward pass of one
     image; `wall_seconds` include evaluation and checkpoints.
     """
@@ -25,6 +26,7 @@ class Result:
     f1: float
     best_top1: float
     best_epoch: int
+    average_top1: float | None
     teacher: str | None
     teacher_top1: float | None
     dataset: str
@@ -54,6 +56,8 @@ def show_result(result: Result, console: Console, *next_commands: tuple[str, str
         rows.append(("top-5", f"{result.top5:.2%}"))
     rows.append(("P / R / F1 (macro)", f"{result.precision:.4f} / {result.recall:.4f} / {result.f1:.4f}"))
     rows.append(("best top-1", f"{result.best_top1:.2%} in epoch {result.best_epoch}"))
+    if result.average_top1 is not None:
+        rows.append(("averaged weights", f"{result.average_top1:.2%} top-1 (last epoch)"))
     if result.teacher is not None:
         accuracy = "" if result.teacher_top1 is None else f" ({result.teacher_top1:.2%})"
         rows.append(("teacher", f"{result.teacher}{accuracy}"))

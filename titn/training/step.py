@@ -7,6 +7,7 @@ images ── module ── class logits, distillation logits ── objective �
 
 from __future__ import annotations
 
+from dataclasses import fields
 from typing import Literal, Protocol
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 from titn.kernels import distillation_loss
 from titn.pipelines import Batch
+from titn.training.average import WeightAverage
 
 CompiledForm = Literal["blocks", "whole", "graph"]
 """Compiled block by block, as a whole, or as a whole and replayed as a CUDA graph."""
@@ -78,6 +80,9 @@ class TrainStep:
         amp: dtype of `torch.autocast` around the forward pass; None: none.
         scaler: scales the loss of float16 gradients; by default one that does nothing.
         cuda_graph: the module was compiled for replay as a CUDA graph.
+        accumulate: pieces that a batch is cut into, whose gradients add up to the batch's. What the module takes from
+            a whole batch (statistics, a random state) it takes from each piece.
+        average: follows the module's weights.
     """
 
     def __init__(
@@ -89,6 +94,8 @@ class TrainStep:
         amp: torch.dtype | None = None,
         scaler: torch.amp.GradScaler | None = None,
         cuda_graph: bool = False,
+        accumulate: int = 1,
+        average: WeightAverage | None = None,
     ) -> None:
         self.module = module
         self.optimizer = optimizer
@@ -96,6 +103,8 @@ class TrainStep:
         self.amp = amp
         self.scaler = scaler or torch.amp.GradScaler(enabled=False)
         self.cuda_graph = cuda_graph
+        self.accumulate = accumulate
+        self.average = average
 
     def __call__(self, batch: Batch, targets: Tensor | None, rate: float) -> Tensor:
         """One step at learning rate `rate`.
@@ -106,17 +115,36 @@ class TrainStep:
         """
         for group in self.optimizer.param_groups:
             group["lr"] = rate
+        self.optimizer.zero_grad()
+        first, *others = _pieces(batch, targets, self.accumulate)
+        sums = self._backward(*first, len(first[0].ids) / len(batch.ids))
+        for piece in others:
+            sums += self._backward(*piece, len(piece[0].ids) / len(batch.ids))
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        if self.average is not None:
+            self.average.update()
+        return sums
+
+    def _backward(self, batch: Batch, targets: Tensor | None, share: float) -> Tensor:
+        """Add the gradient of `share` of the mean loss; returns the sums over these images."""
         if self.cuda_graph:
             torch.compiler.cudagraph_mark_step_begin()
         with torch.autocast(batch.images.device.type, self.amp, enabled=self.amp is not None):
             output = self.module(batch.images)
         class_logits, distillation_logits = output if isinstance(output, tuple) else (output, None)
         loss = self.objective(batch, class_logits, distillation_logits, targets)
-        self.optimizer.zero_grad(set_to_none=True)
-        self.scaler.scale(loss).backward()
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
+        self.scaler.scale(loss if share == 1 else loss * share).backward()
         return _sums(batch, loss, class_logits, distillation_logits, targets)
+
+
+def _pieces(batch: Batch, targets: Tensor | None, count: int) -> list[tuple[Batch, Tensor | None]]:
+    """The batch and its targets in `count` pieces whose sizes differ by one image at most."""
+    if count == 1:
+        return [(batch, targets)]
+    columns = [getattr(batch, each.name).tensor_split(count) for each in fields(Batch)]
+    answers = [None] * count if targets is None else targets.tensor_split(count)
+    return [(Batch(*values), answer) for *values, answer in zip(*columns, answers, strict=True)]
 
 
 @torch.no_grad()

@@ -65,6 +65,7 @@ def select(config: RunConfig) -> Switches:
     compiled = _switch("compile", config.compile, config.fast, compile_reasons(device))
     graph_reasons = [] if device.type == "cuda" else ["no GPU"]
     graph_reasons += [] if compiled.on else ["torch.compile is off"]
+    graph_reasons += [] if config.accumulate == 1 else ["--accumulate adds gradients up over several replays"]
     cuda_graph = _switch("cuda-graph", config.cuda_graph, config.fast, graph_reasons)
     kernels = _select_kernels(config, device)
     rows = (Switch("device", describe(device), device.type == "cuda"), amp_row, compiled, cuda_graph, kernels)

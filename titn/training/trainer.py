@@ -79,7 +79,9 @@ class Trainer:
         """Take up the newest checkpoint of the run folder, if there is one."""
         newest = checkpoint.newest(self.run.checkpoints)
         if newest is not None:
-            self.progress = checkpoint.load(newest, self.step.module, self.step.optimizer)
+            self.progress = checkpoint.load(newest, self.step.module, self.step.optimizer, self._averaged)
+            if self.step.average is not None:
+                self.step.average.updates = self.steps_done
             if self.progress.scaler:
                 self.step.scaler.load_state_dict(self.progress.scaler)
             where = f"after epoch {self.progress.epoch}"
@@ -108,6 +110,11 @@ class Trainer:
                 if stop.received and self.progress.epoch < self.schedule.epochs:
                     raise self._interrupted(stop.received, f"after epoch {self.progress.epoch}")
         return self._evaluate() if self.logits is None else self.logits
+
+    @property
+    def _averaged(self) -> nn.Module | None:
+        """The module with the averaged weights, if there is one."""
+        return None if self.step.average is None else self.step.average.module
 
     @property
     def steps_done(self) -> int:
@@ -189,6 +196,10 @@ class Trainer:
             judged = classification_metrics(answers, torch.from_numpy(dataset.val_labels))["top1"]
             line["val_top1"] = judged
             words = f"validation {judged:.2%}  {words}"
+        if self._averaged is not None:
+            answers = self._finite(test_logits(self._averaged, dataset, self.device))
+            line["test_top1_average"] = classification_metrics(answers, labels)["top1"]
+            words += f"  averaged {line['test_top1_average']:.2%}"
         self.run.log(line)
         progress.epoch, progress.step, progress.epoch_images, progress.epoch_sums = epoch, 0, 0, [0.0, 0.0, 0.0]
         if judged > progress.best_top1:
@@ -208,7 +219,9 @@ class Trainer:
         """Write a checkpoint of the current state."""
         self.progress.wall_seconds = time.perf_counter() - self._began
         self.progress.scaler = self.step.scaler.state_dict()
-        checkpoint.save(self.run.checkpoints, self.progress, self.step.module, self.spec, self.step.optimizer)
+        checkpoint.save(
+            self.run.checkpoints, self.progress, self.step.module, self.spec, self.step.optimizer, self._averaged
+        )
 
     def _interrupted(self, signal_number: int, where: str) -> Interrupted:
         message = f"stopped {where}, everything is saved; continue with: {self.resume_command}"
