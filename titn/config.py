@@ -223,7 +223,9 @@ class RunConfig(FolderSettings, SpeedSettings, AugmentationSettings, ScheduleSet
 
         A rate of SGD means nothing to an optimiser that normalises its steps: that has 0.001, AdamW's usual.
         """
-        recipe: dict[str, Any] = {"batch_size": 1024, "lr": 0.1, "optimizer": "sgd"} | recipe_for(self.dataset, type(self))
+        recipe: dict[str, Any] = {"batch_size": 1024, "lr": 0.1, "optimizer": "sgd"} | recipe_for(
+            self.dataset, type(self)
+        )
         normalised = recipe["optimizer"] == "sgd" and self.optimizer not in ("sgd", "apex_sgd")
         return recipe["batch_size"], 1e-3 if normalised else recipe["lr"]
 
