@@ -1,28 +1,22 @@
 """What a step and a batch may cost the host, as measured once; in budgets.json, each number for one null step or batch.
 
-Launches that the host issues (a replayed graph is one) and kernels that the device executes follow from PyTorch's and
-Triton's versions; they are compared under the versions that they were counted with.
+Counted with torch 2.14 and Triton 3.8, and the same with torch 2.11 and Triton 3.6: launches that the host issues (a
+replayed graph is one), and kernels that the device executes.
 """
 
 from __future__ import annotations
 
 import json
-from importlib.metadata import version
 from typing import Any
 
-import pytest
 from null_device import HERE, Report, count
 
 ISSUED = ("launch", "copy", "memset")
 
 
 def budget(name: str) -> Any:
-    """The entry `name` of budgets.json; skips the test under other versions."""
-    budgets = json.loads((HERE / "budgets.json").read_text())
-    for package in ("torch", "triton"):
-        if not version(package).startswith(f"{budgets[package]}."):
-            pytest.skip(f"budgets are those of {package} {budgets[package]}, here is {version(package)}")
-    return budgets[name]
+    """The entry `name` of budgets.json."""
+    return json.loads((HERE / "budgets.json").read_text())[name]
 
 
 def issued(report: Report) -> int:
