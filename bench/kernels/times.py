@@ -170,7 +170,7 @@ def main(argv: list[str] | None = None) -> None:
     if not given.check:
         ceilings = ceilings_of.measure(at.device, small=at.small)
         at.save("ceilings", ceilings)
-        # toy sizes are timed in float16 alone, the one 16-bit dtype that the interpreter knows
+        # toy sizes are timed in one dtype: their times mean nothing
         timed = ("fp16",) if at.small and at.device.type == "cpu" else names
         at.show("kernels", measure(at, chosen, timed, ceilings, given.providers))
     at.finish()

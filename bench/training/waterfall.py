@@ -68,10 +68,7 @@ def steps(device: torch.device, small: bool = False) -> list[tuple[Row, Contende
         tried = settings | {switch: "triton" if interpreted and switch == "kernels" else "auto"}
         switches, name = _select(device, tried), f"+ {switch.replace('_', ' ')}"
         decided = next(row for row in switches.rows if flag(row.name) == flag(switch))
-        if interpreted and switch == "amp":
-            reason = "Triton's interpreter computes wrong bfloat16 results"
-            planned.append(({"name": name, "switch": flag(switch), "reason": reason}, None))
-        elif not decided.on:
+        if not decided.on:
             planned.append(({"name": name, "switch": flag(switch), "reason": "; ".join(decided.reasons)}, None))
         else:
             settings = tried

@@ -35,6 +35,11 @@ def programs(tensor: Tensor, work: int, per_multiprocessor: int = 1) -> int:
     return max(1, min(work, multiprocessors * per_multiprocessor))
 
 
+def shared_memory(tensor: Tensor) -> int:
+    """Bytes of shared memory that one program may use on the tensor's CUDA device."""
+    return int(torch.cuda.get_device_properties(tensor.device).shared_memory_per_block_optin)
+
+
 def resident(registers: int, shared: int, warps: int, device: torch.device) -> int:
     """How many programs a multiprocessor holds: registers a thread, bytes of shared memory and warps of each."""
     p: Any = torch.cuda.get_device_properties(device)

@@ -53,12 +53,13 @@ def choose_tile(length: int, heads: int, width: int, dtype: torch.dtype, mergeab
     """The tile for `heads` heads of `width` over `length` tokens; `mergeable`: the heads of a token are contiguous.
 
     Merged where it takes fewer instructions: several heads whose values and sums fit 16 columns. Float32 products run
-    on the ordinary cores, where taking heads apart by products would cost more than it saves.
+    on the ordinary cores, where taking heads apart by products would cost more than it saves. Two batches of 128 x 64
+    would take 104 KB of shared memory, more than the smallest GPUs have.
     """
     sums_fit = heads * _power_of_two(width + 1) <= 16
     merged = mergeable and heads > 1 and sums_fit and length <= 16 and dtype != torch.float32
     rows, columns = _power_of_two(length, 16), 16 if merged else _power_of_two(width, 16)
-    batches = 1 if dtype == torch.float32 else 4 if rows <= 32 else 2
+    batches = 1 if dtype == torch.float32 or rows * columns > 64 * 64 else 4 if rows <= 32 else 2
     packed = max(1, 16 // _power_of_two(length))
     if not merged:  # units of a tile must divide the heads or be a multiple of them
         while batches * packed % heads and heads % (batches * packed):

@@ -11,12 +11,15 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from titn.kernels.common.backend import choose, installed, no_native_kernel, triton_reasons
-from titn.kernels.common.device import FLOATS, autocast_dtype
+from titn.kernels.common.device import FLOATS, autocast_dtype, interpreting, shared_memory
 from titn.kernels.common.registration import register
 from titn.kernels.short_attention import reference
 
 MAX_TOKENS = 72
 MAX_HEAD_DIMENSION = 64
+LARGEST_FLOAT32 = 106_496
+"""Bytes of shared memory of a program for float32, more than 64 tokens and heads wider than 32, as compiled: three
+operands of 128 x 64 and two of 16 x 64. All other programs stay below 99 KB, the least of any GPU (test_limits.py)."""
 
 
 class _Attention(torch.autograd.Function):
@@ -54,7 +57,17 @@ def _triton_reasons(q: Tensor, length: int, scale: float, backend: str) -> list[
         why.append(f"head dimension {width}, the kernels take 1 to {MAX_HEAD_DIMENSION}")
     if scale <= 0:
         why.append(f"scale {scale}, the kernels take positive ones")
+    if not why and not interpreting():
+        why += _device_limits(q.dtype, length, width, shared_memory(q))
     return why
+
+
+def _device_limits(dtype: torch.dtype, length: int, width: int, available: int) -> list[str]:
+    """What the kernels could compute, as the interpreter does, but a GPU with `available` bytes cannot hold."""
+    if dtype != torch.float32 or length <= 64 or width <= 32 or available >= LARGEST_FLOAT32:
+        return []
+    sizes = f"{length} tokens and head dimension {width} in float32"
+    return [f"{sizes} take {LARGEST_FLOAT32} bytes of shared memory, the device has {available}: use 16-bit numbers"]
 
 
 def _xformers_reasons(q: Tensor) -> list[str]:

@@ -36,7 +36,7 @@ from bench.training.profile import Operator, kind, percent_by_kind, shares
 from bench.training.scaling import Grid
 from titn.config import TrainConfig
 from titn.kernels.common.backend import interpreting
-from titn.training.switches import select
+from titn.training.switches import native_bfloat16, select
 
 CPU = torch.device("cpu")
 AT = Setting(CPU, small=True)
@@ -271,7 +271,7 @@ def test_the_waterfall_writes_what_it_measured(tmp_path: Path) -> None:
     assert rows["+ compile"]["ratio_to_last"]["median"] == pytest.approx(speeds[1] / speeds[0])
     if interpreting():
         assert rows["+ kernels"]["switch"] == "--kernels triton" and "images_per_second" in rows["+ kernels"]
-        assert "bfloat16" in rows["+ amp"]["reason"]
+        assert ("images_per_second" in rows["+ amp"]) == native_bfloat16(CPU)
 
 
 # Scaling

@@ -31,7 +31,7 @@ from titn.kernels.short_attention.launch import choose_tile
 # S, H, L, d: every kind of tile: merged, packed, one tile a unit, query blocks; heads that divide no tile
 SHAPES = (
     (5, 4, 16, 3), (3, 2, 16, 6), (17, 4, 4, 3), (3, 4, 16, 6), (2, 4, 16, 10), (2, 8, 18, 24), (1, 8, 17, 24),
-    (1, 2, 66, 24), (3, 8, 5, 24), (1, 3, 33, 7), (3, 3, 9, 3), (1, 1, 64, 64), (1, 1, 72, 32), (7, 1, 1, 1),
+    (1, 2, 66, 24), (3, 8, 5, 24), (1, 3, 33, 7), (3, 3, 9, 3), (1, 1, 64, 64), (1, 1, 72, 64), (7, 1, 1, 1),
 )  # fmt: skip
 
 
@@ -240,6 +240,16 @@ def test_autocast_leaves_float64() -> None:
 def test_triton_says_why_not(shape: tuple[int, ...], dtype: torch.dtype, scale: float | None, reason: str) -> None:
     with pytest.raises(BackendUnavailable, match=reason):
         short_attention(randn(*shape, seed=0, dtype=dtype), scale=scale, backend="triton")
+
+
+def test_what_a_device_cannot_hold() -> None:
+    """Which sizes compile is in test_limits.py; the interpreter has no limit."""
+    small, large = 99 * 1024, 163 * 1024
+    (reason,) = op._device_limits(torch.float32, 65, 33, small)
+    assert "106496 bytes" in reason and "has 101376" in reason
+    accepted = ((torch.float32, 64, 64), (torch.float32, 72, 32), (torch.float16, 72, 64))
+    assert not any(op._device_limits(*sizes, small) for sizes in accepted)
+    assert op._device_limits(torch.float32, 72, 64, large) == []
 
 
 @pytest.mark.parametrize(
