@@ -303,14 +303,9 @@ class TrainConfig(DistillationSettings, StudentSettings, RunConfig):
         if self.teacher == "none":
             said = [name for name in DistillationSettings.__annotations__ if name in self.said and name != "teacher"]
             return found + [f"{flag(name)} has no effect without a teacher" for name in said]
-        if self.distillation == "hard":
-            unused = ["temperature", "decoupled_beta"]
-        else:
-            unused = [] if self.distillation == "decoupled" else ["decoupled_beta"]
-        for name in unused:
-            if name in self.said:
-                found.append(f"{flag(name)} has no effect with --distillation {self.distillation}")
-        return found
+        unused = {"hard": ["temperature", "decoupled_beta"], "decoupled": []}.get(self.distillation, ["decoupled_beta"])
+        said = [name for name in unused if name in self.said]
+        return found + [f"{flag(name)} has no effect with --distillation {self.distillation}" for name in said]
 
     @property
     def network(self) -> str:
