@@ -45,7 +45,7 @@ from titn.training.switches import compile_reasons
 
 SEED = 2024
 MARGIN = 20.0
-GRACE = 10.0
+GRACE = 15.0  # for the start of Python and what is being done when the time is over
 POLL_SECONDS = 0.2
 LOG_CHARACTERS = 4000
 

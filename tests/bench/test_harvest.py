@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 import torch
 
-from bench import harvest
+from bench import harvest, warm
 from bench.harvest import GRACE, MARGIN, PARTS, Part
-from bench.options import Setting
+from bench.options import Budget, Setting
 from bench.record import Record
 from bench.report.page import main as report
 from bench.report.results import read_results
@@ -24,7 +24,7 @@ from titn.errors import Interrupted
 from titn.provenance import ROOT
 from titn.training.interrupt import StopRequest
 
-QUICK = ("compile", "training", "racecheck", "accuracy")
+QUICK = ("training", "racecheck", "accuracy")
 """Parts of a dry run that do not wait for Triton's interpreter, which has tests of its own in test_kernel_times.py."""
 
 
@@ -217,6 +217,16 @@ def test_all_of_it_ends_within_its_minutes(
     assert all(one.error or one.part in given for one in outcomes)
     if not late and minutes >= 10:
         assert all(given[one.name] >= one.seconds - 1 for one in PARTS)
+
+
+def test_warming_does_every_case_and_contender_that_compiles() -> None:
+    at = Setting(torch.device("cpu"), small=True)
+    jobs = warm.jobs(at)
+    assert len(jobs) == len({*jobs}) and ("step", "titn --fast") in jobs and ("step", "timm TNT, eager") not in jobs
+    assert warm.run("compile", jobs[-1][1], at) > 0
+    late = Setting(at.device, small=True, budget=Budget(1e-9))
+    assert warm.in_a_process(jobs[0], late) == "step titn --fast: not reached within 1e-09 seconds"
+    assert warm.in_a_process(("step", "nobody"), at).startswith("step nobody: error: unknown contender 'nobody'")
 
 
 def test_the_ten_minutes_are_planned() -> None:
