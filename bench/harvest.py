@@ -36,7 +36,6 @@ from bench import options
 from bench.options import Setting
 from bench.record import nvidia_smi
 from bench.report.render import Columns, Table, show
-from titn.data.known import find_known
 from titn.errors import Interrupted, UserError, command
 from titn.kernels.common.backend import installed
 from titn.provenance import ROOT
@@ -223,18 +222,6 @@ def environment(device: torch.device) -> dict[str, Any]:
     }
 
 
-def at_hand(dataset: str | None, data_dir: Path, at: Setting) -> str:
-    """The data set of the accuracy part: the one asked for, else CIFAR-100 where it is at hand, else digits."""
-    if dataset is not None or at.small:
-        return dataset or "digits"
-    try:
-        find_known("cifar100", data_dir)
-    except UserError as error:
-        at.say(f"accuracy on digits, since CIFAR-100 is not at hand: {error}")
-        return "digits"
-    return "cifar100"
-
-
 COLUMNS: Columns = [
     ("part", lambda one: one.part),
     ("seconds:", lambda one: f"{one.seconds:.1f}"),
@@ -249,7 +236,7 @@ def main(argv: list[str] | None = None) -> None:
     names = tuple(part.name for part in PARTS)
     parser.add_argument("--minutes", type=float, default=10.0, help="all of it takes at most so long (default: 10)")
     parser.add_argument("--data-dir", type=Path, default=Path("data"), help="where the data set of accuracy lies")
-    parser.add_argument("--dataset", help="of accuracy (default: cifar100 where it is at hand, else digits)")
+    parser.add_argument("--dataset", default="digits", help="of accuracy (default: digits, which is always at hand)")
     parser.add_argument("--parts", nargs="+", choices=names, default=names, help=f"default: {' '.join(names)}")
     given, at = options.start(parser, argv, seed=SEED)
     if not installed("triton"):
@@ -259,7 +246,7 @@ def main(argv: list[str] | None = None) -> None:
         "batch": "2" if at.small else "1024",
         "other_batches": "3" if at.small else "256 4096 64",
         "rounds": "1" if at.small else "9",
-        "dataset": at_hand(given.dataset, given.data_dir, at),
+        "dataset": given.dataset,
         "data_dir": str(given.data_dir.resolve()),
         "seeds": "2" if at.small else "1",
         "length": "--epochs 1 --minutes" if at.small else "--minutes",

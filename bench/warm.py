@@ -69,7 +69,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--job", nargs=2, metavar=("KIND", "WHAT"), help="only do this one, in this process")
     given, at = options.start(parser, argv)
     if given.job:
-        print(f"{run(*given.job, at):.1f} s")
+        kind, what = given.job
+        print(f"{run(kind, what, at):.1f} s")
         return
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
         for line in pool.map(lambda job: in_a_process(job, at), jobs(at)):

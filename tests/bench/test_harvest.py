@@ -234,13 +234,13 @@ def test_the_ten_minutes_are_planned() -> None:
     assert [one.name for one in PARTS][:3] == ["compile", "kernels", "training"] and PARTS[-1].name == "accuracy"
 
 
-def test_a_missing_data_set_leaves_digits_and_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from bench.options import console
-
-    gpu = Setting(torch.device("cpu"), console=console())
-    assert harvest.at_hand(None, tmp_path, gpu) == "digits"
-    assert "CIFAR-100 is not at hand" in " ".join(capsys.readouterr().out.split())
-    assert harvest.at_hand("cifar10", tmp_path, gpu) == "cifar10", "what is asked for is not replaced"
+def test_a_missing_data_set_fails_only_the_accuracy(at: Setting, tmp_path: Path) -> None:
+    absent = str(tmp_path / "absent")
+    words = {"dataset": absent, "data_dir": absent, "seeds": "1", "length": "--minutes"}
+    with StopRequest() as stop:
+        outcome = harvest.run(PARTS[-1], 600, at, words, stop)
+    assert outcome.error is not None and outcome.error.startswith("error: ") and "absent" in outcome.error
+    assert outcome.sections == ()
 
 
 @pytest.mark.parametrize(
