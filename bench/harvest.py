@@ -19,6 +19,7 @@ import contextlib
 import json
 import os
 import platform
+import shlex
 import shutil
 import signal
 import subprocess
@@ -137,10 +138,10 @@ def harvest(parts: Sequence[Part], minutes: float, at: Setting, words: Mapping[s
 def run(part: Part, seconds: float, at: Setting, words: Mapping[str, str], stop: StopRequest) -> Outcome:
     """Run one part; it and whatever it started are killed GRACE after its seconds."""
     assert at.record is not None
-    program, *arguments = part.line.format(minutes=f"{0.9 * seconds / 60:.2f}", **words).split()
+    program, *arguments = shlex.split(part.line.format(minutes=f"{0.9 * seconds / 60:.2f}", **words))
     arguments += ["--device", str(at.device), "--seconds", f"{seconds:.1f}"]
     arguments += ["--dry-run"] if at.small and "--dry-run" not in arguments else []
-    outcome = Outcome(part.name, " ".join([f"python -m bench.{program}", *arguments]), 0.0, round(seconds, 1))
+    outcome = Outcome(part.name, f"python -m bench.{program} {shlex.join(arguments)}", 0.0, round(seconds, 1))
     if part.before and (at.device.type != "cuda" or shutil.which(part.before[0]) is None):
         why = f"{part.before[0]} needs a GPU" if at.device.type != "cuda" else f"{part.before[0]} is not installed"
         return replace(outcome, log=f"left out: {why}")
@@ -246,8 +247,8 @@ def main(argv: list[str] | None = None) -> None:
         "batch": "2" if at.small else "1024",
         "other_batches": "3" if at.small else "256 4096 64",
         "rounds": "1" if at.small else "9",
-        "dataset": given.dataset,
-        "data_dir": str(given.data_dir.resolve()),
+        "dataset": shlex.quote(given.dataset),
+        "data_dir": shlex.quote(str(given.data_dir.resolve())),
         "seeds": "2" if at.small else "1",
         "length": "--epochs 1 --minutes" if at.small else "--minutes",
     }
