@@ -30,11 +30,14 @@ class Budget:
     seconds: float | None = None
     began: float = field(default_factory=time.perf_counter)
 
+    @property
+    def left(self) -> float | None:
+        """Seconds that are left, 0 where none are."""
+        return None if self.seconds is None else max(0.0, self.seconds - (time.perf_counter() - self.began))
+
     def refusal(self) -> str | None:
         """Why nothing new is started; None: there is time."""
-        if self.seconds is None or time.perf_counter() - self.began < self.seconds:
-            return None
-        return f"not reached within {self.seconds:g} seconds"
+        return f"not reached within {self.seconds:g} seconds" if self.left == 0 else None
 
 
 @dataclass(frozen=True)

@@ -8,11 +8,10 @@ Every case of the paper in bfloat16, by our kernels and by torch.compile, and th
 
 from __future__ import annotations
 
-import multiprocessing
 import os
-from concurrent.futures import ProcessPoolExecutor, as_completed
-
-import torch
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
 
 from bench import options
 from bench.kernels.cases import cases
@@ -20,11 +19,11 @@ from bench.kernels.correctness import Problem
 from bench.kernels.providers import providers
 from bench.kernels.times import PAPER_CASES
 from bench.options import Setting
-from bench.record import described
 from bench.timing import laps
 from bench.training.contenders import all_contenders
 from bench.training.throughput import BATCH_SIZES, first_step
 from titn.errors import command
+from titn.provenance import ROOT
 
 Job = tuple[str, str]
 
@@ -39,35 +38,43 @@ def jobs(at: Setting) -> list[Job]:
     ]
 
 
-def run(job: Job, device: str, small: bool) -> str:
-    """Do a job in this process; what it took, or why it failed, in a line."""
-    kind, what = job
-    at = Setting(torch.device(device), small)
+def run(kind: str, what: str, at: Setting) -> float:
+    """Seconds of a job, done in this process."""
+    if kind == "step":
+        return first_step(what, at, 2 if at.small else BATCH_SIZES[at.device.type][-2])
+    case = cases(at.device.type, at.small)[int(what)]
+    (provider,) = (one for one in providers(case, at.device, small=at.small) if one.name == kind)
+    given = Problem(case, "bf16" if at.amp else "fp32", at.device)
+    return laps(lambda: given.run(provider.build()), at.device)[0]
+
+
+def in_a_process(job: Job, at: Setting) -> str:
+    """Do a job in a process of its own, which is killed when the time is over; how it went, in a line."""
+    name = " ".join(job)
+    line = [sys.executable, "-m", "bench.warm", "--job", *job, "--device", str(at.device)]
+    line += ["--dry-run"] if at.small else []
+    if at.budget.left == 0:
+        return f"{name}: {at.budget.refusal()}"
     try:
-        if kind == "step":
-            sizes = BATCH_SIZES[at.device.type]
-            return f"{what}: {first_step(what, at, 2 if small else sizes[-2]):.1f} s"
-        case = cases(at.device.type, small)[int(what)]
-        (provider,) = (one for one in providers(case, at.device, small=small) if one.name == kind)
-        given = Problem(case, "bf16" if at.amp else "fp32", at.device)
-        (taken,) = laps(lambda: given.run(provider.build()), at.device)
-        return f"{case.operation}, {case.name}, {kind}: {taken:.1f} s"
-    except Exception as error:
-        return f"{kind} {what}: {described(error)}"
+        done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=at.budget.left, check=False)
+    except subprocess.TimeoutExpired:
+        return f"{name}: not done within {at.budget.seconds:g} seconds"
+    printed = (done.stdout if done.returncode == 0 else done.stderr).strip().splitlines()
+    return f"{name}: {printed[-1] if printed else 'no message'}"
 
 
 @command
 def main(argv: list[str] | None = None) -> None:
-    given, at = options.start(options.parser("warm", __doc__), argv)
-    del given
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(os.cpu_count() or 1, mp_context=context, max_tasks_per_child=1) as pool:
-        futures = [pool.submit(run, job, str(at.device), at.small) for job in jobs(at)]
-        for future in as_completed(futures):
-            at.say(future.result())
-            if at.budget.refusal():
-                pool.shutdown(cancel_futures=True)
-                break
+    parser = options.parser("warm", __doc__)
+    parser.add_argument("--job", nargs=2, metavar=("KIND", "WHAT"), help="only do this one, in this process")
+    given, at = options.start(parser, argv)
+    if given.job:
+        kind, what = given.job
+        print(f"{run(kind, what, at):.1f} s")
+        return
+    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+        for line in pool.map(lambda job: in_a_process(job, at), jobs(at)):
+            at.say(line)
 
 
 if __name__ == "__main__":

@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 import torch
 
-from bench import harvest
+from bench import harvest, warm
 from bench.harvest import GRACE, MARGIN, PARTS, Part
-from bench.options import Setting
+from bench.options import Budget, Setting
 from bench.record import Record
 from bench.report.page import main as report
 from bench.report.results import read_results
@@ -24,7 +24,7 @@ from titn.errors import Interrupted
 from titn.provenance import ROOT
 from titn.training.interrupt import StopRequest
 
-QUICK = ("compile", "training", "racecheck", "accuracy")
+QUICK = ("training", "racecheck", "accuracy")
 """Parts of a dry run that do not wait for Triton's interpreter, which has tests of its own in test_kernel_times.py."""
 
 
@@ -219,18 +219,28 @@ def test_all_of_it_ends_within_its_minutes(
         assert all(given[one.name] >= one.seconds - 1 for one in PARTS)
 
 
+def test_warming_does_every_case_and_contender_that_compiles() -> None:
+    at = Setting(torch.device("cpu"), small=True)
+    jobs = warm.jobs(at)
+    assert len(jobs) == len({*jobs}) and ("step", "titn --fast") in jobs and ("step", "timm TNT, eager") not in jobs
+    assert warm.run("compile", jobs[-1][1], at) > 0
+    late = Setting(at.device, small=True, budget=Budget(1e-9))
+    assert warm.in_a_process(jobs[0], late) == "step titn --fast: not reached within 1e-09 seconds"
+    assert warm.in_a_process(("step", "nobody"), at).startswith("step nobody: error: unknown contender 'nobody'")
+
+
 def test_the_ten_minutes_are_planned() -> None:
     assert sum(one.seconds for one in PARTS) == 600 - MARGIN
     assert [one.name for one in PARTS][:3] == ["compile", "kernels", "training"] and PARTS[-1].name == "accuracy"
 
 
-def test_a_missing_data_set_leaves_digits_and_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from bench.options import console
-
-    gpu = Setting(torch.device("cpu"), console=console())
-    assert harvest.at_hand(None, tmp_path, gpu) == "digits"
-    assert "CIFAR-100 is not at hand" in " ".join(capsys.readouterr().out.split())
-    assert harvest.at_hand("cifar10", tmp_path, gpu) == "cifar10", "what is asked for is not replaced"
+def test_a_missing_data_set_fails_only_the_accuracy(at: Setting, tmp_path: Path) -> None:
+    absent = str(tmp_path / "absent")
+    words = {"dataset": absent, "data_dir": absent, "seeds": "1", "length": "--minutes"}
+    with StopRequest() as stop:
+        outcome = harvest.run(PARTS[-1], 600, at, words, stop)
+    assert outcome.error is not None and outcome.error.startswith("error: ") and "absent" in outcome.error
+    assert outcome.sections == ()
 
 
 @pytest.mark.parametrize(

@@ -67,7 +67,7 @@ def test_the_compiler_rules_out_what_spills_or_fails_and_ranks_the_rest() -> Non
         if other["settings"]["num_warps"] == 3:
             assert "Error" in other["reason"], "three warps are no power of two"
         else:
-            assert other["instructions"] > current["instructions"], "slices that are loaded anew cost instructions"
+            assert other["instructions"] == current["instructions"], "its one slice of heads is resident either way"
     assert spilled.startswith("spills: ")
 
 
