@@ -78,7 +78,7 @@ class ScheduleSettings(_Subject):
     optimizer: Literal["sgd", "apex_sgd", "adam", "adamw", "muon", "rmsprop"] = "sgd"
     """sgd has momentum 0.9, apex_sgd is NVIDIA apex's; muon: AdamW, but Muon for a student's large matrices"""
     lr: AboveZero | Auto = "auto"
-    """peak learning rate, falling to zero along a cosine; auto: the recipe's for such an optimizer, less for smaller batches"""
+    """peak learning rate, then a cosine to zero; auto: the recipe's or 0.001 (README), less for small batches"""
     weight_decay: NotNegative = 1e-4
     """decay of all weights (adamw, muon: decoupled)"""
     warmup_epochs: NotNegative = 0.0
@@ -220,7 +220,9 @@ class RunConfig(FolderSettings, SpeedSettings, AugmentationSettings, ScheduleSet
 
         A rate of SGD means nothing to an optimiser that normalises its steps: that has 0.001, AdamW's usual.
         """
-        recipe = {"batch_size": 1024, "lr": 0.1, "optimizer": "sgd"} | recipe_for(self.dataset, type(self))
+        recipe: dict[str, Any] = {"batch_size": 1024, "lr": 0.1, "optimizer": "sgd"} | recipe_for(
+            self.dataset, type(self)
+        )
         normalised = recipe["optimizer"] == "sgd" and self.optimizer not in ("sgd", "apex_sgd")
         return recipe["batch_size"], 1e-3 if normalised else recipe["lr"]
 
