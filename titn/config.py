@@ -84,7 +84,7 @@ class ScheduleSettings(_Subject):
     optimizer: Literal["sgd", "apex_sgd", "adam", "adamw", "muon", "rmsprop"] = "sgd"
     """sgd has momentum 0.9, apex_sgd is NVIDIA apex's; muon: AdamW, but Muon for a student's large matrices"""
     lr: AboveZero | Auto = "auto"
-    """peak learning rate, falling to zero along a cosine; auto: the recipe's, less for smaller batches"""
+    """peak learning rate, then a cosine to zero; auto: the recipe's or 0.001 (README), less for small batches"""
     weight_decay: NotNegative = 1e-4
     """decay of all weights (adamw, muon: decoupled)"""
     warmup_epochs: NotNegative = 0.0
