@@ -37,7 +37,8 @@ def programs(tensor: Tensor, work: int, per_multiprocessor: int = 1) -> int:
 
 def shared_memory(tensor: Tensor) -> int:
     """Bytes of shared memory that one program may use on the tensor's CUDA device."""
-    return int(torch.cuda.get_device_properties(tensor.device).shared_memory_per_block_optin)
+    p: Any = torch.cuda.get_device_properties(tensor.device)
+    return int(p.shared_memory_per_block_optin)
 
 
 def resident(registers: int, shared: int, warps: int, device: torch.device) -> int:
