@@ -162,7 +162,9 @@ def _sums(
 def compile_network(module: nn.Module, form: CompiledForm, backend: str = "inductor") -> None:
     """Compile in place, so that the state dict keeps its names; equal blocks share one compilation.
 
-    A module without `blocks` is compiled as a whole.
+    A module without `blocks` is compiled as a whole. On a CPU blocks are the better form for a training of any length:
+    bench/RESULTS.md has 371 (201 to 386) images per second and a first step of 37 s for them, 345 (283 to 412) and 90 s
+    for the whole network, at 256 images per step. Loss and optimiser stay outside: they take 6 ms of a step's 690.
     """
     blocks = getattr(module, "blocks", None)
     if form == "blocks" and blocks is not None:

@@ -9,7 +9,7 @@ import subprocess
 import sysconfig
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -63,6 +63,8 @@ def select(config: RunConfig) -> Switches:
     device = select_device(config.device)
     amp, amp_row = _select_amp(config, device)
     compiled = _switch("compile", config.compile, config.fast, compile_reasons(device))
+    if compiled.on and device.type == "cpu":
+        compiled = replace(compiled, reasons=("block by block: a network as a whole starts later and is no faster",))
     graph_reasons = [] if device.type == "cuda" else ["no GPU"]
     graph_reasons += [] if compiled.on else ["torch.compile is off"]
     graph_reasons += [] if config.accumulate == 1 else ["--accumulate adds gradients up over several replays"]

@@ -243,6 +243,18 @@ def test_a_compiler_that_does_not_work_is_said(tmp_path: Path, monkeypatch: pyte
     assert "internal compiler error" in row.reasons[0]
 
 
+@pytest.mark.skipif(bool(switches.compile_reasons(torch.device("cpu"))), reason="no working C++ compiler")
+def test_the_form_of_compilation_is_said() -> None:
+    (row,) = (row for row in switches.select(SMALL.changed(compile="on")).rows if row.name == "compile")
+    assert (row.value, row.on) == ("on", True)
+    assert "block by block" in row.reasons[0]
+
+
+def test_gradients_do_not_add_up_in_a_cuda_graph() -> None:
+    with pytest.raises(UserError, match=r"--cuda-graph on cannot run here: .*--accumulate adds gradients up"):
+        switches.select(SMALL.changed(cuda_graph="on", accumulate=2))
+
+
 def test_a_copy_beside_our_checkpoints_is_not_ours(tmp_path: Path) -> None:
     result = train(SMALL.changed(runs_dir=tmp_path, epochs=2), console=QUIET)
     root = Path(result.run) / "checkpoints"
