@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import functools
 import os
 import select
@@ -63,7 +64,12 @@ def command(main: Callable[[list[str] | None], None]) -> Callable[..., None]:
         except OSError as error:
             if error.errno is None:
                 raise
-            message = f"{error.filename or 'a file'}: {error.strerror}; free some space or choose another folder"
+            file, full = error.filename or "a file", (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
+            message = (
+                f"cannot write {file}: {error.strerror}; free some space or choose another folder"
+                if error.errno in full
+                else f"cannot use {file}: {error.strerror}"
+            )
         else:
             return
         print("error: " + " ".join(message.split()), file=sys.stderr)
