@@ -197,18 +197,17 @@ def _select_graph(config: RunConfig, device: torch.device, not_whole: Sequence[s
     """torch.compile, and CUDA graphs: of the whole step, which needs no compiler, or of the compiled network."""
     wanted = config.cuda_graph == "on" or (config.cuda_graph == "auto" and config.fast)
     if wanted and not not_whole:
-        why = () if config.compile == "off" else ("one CUDA graph holds the whole step (--compile on: compiled)",)
-        return Switch("compile", "off", False, why), Switch("cuda-graph", "whole step", True)
+        why = () if config.compile == "off" else ("not for a step that is one CUDA graph (--compile on: compiled)",)
+        return Switch("compile", "off", False, why), Switch("cuda-graph", "on", True, ("the whole step as one",))
     compiled = _switch("compile", config.compile, config.fast, compile_reasons(device))
     if compiled.on and device.type == "cpu":
         compiled = replace(compiled, reasons=("block by block: a network as a whole starts later and is no faster",))
     reasons = [] if device.type == "cuda" else ["no GPU"]
     reasons += [] if compiled.on else ["torch.compile is off"]
     reasons += [] if config.accumulate == 1 else ["--accumulate adds gradients up over several replays"]
-    row = _switch("cuda-graph", config.cuda_graph, config.fast, reasons)
-    if row.on:
-        row = Switch("cuda-graph", "compiled network", True, tuple(f"whole step: {why}" for why in not_whole))
-    return compiled, row
+    rejected = [f"not the whole step: {why}" for why in not_whole] if device.type == "cuda" else []
+    row = _switch("cuda-graph", config.cuda_graph, config.fast, reasons and [*reasons, *rejected])
+    return compiled, replace(row, reasons=("of the compiled network", *rejected)) if row.on else row
 
 
 def _select_kernels(config: RunConfig, device: torch.device) -> Switch:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from dataclasses import fields
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from titn.config import TrainConfig
+from titn.kernels.common.backend import installed
 from titn.kernels.common.weights import cast_at_once, in_dtype
 from titn.models import create_model
 from titn.pipelines import Batch
@@ -180,10 +182,43 @@ TRITON = switches.Switch("kernels", "triton", True)
         ({"optimizer": "apex_sgd"}, ["apex reads its learning rate on the host"]),
     ],
 )
+@pytest.mark.skipif(not installed("triton"), reason="the package triton is not installed")
 def test_why_the_step_is_not_captured(changes: dict[str, Any], words: list[str]) -> None:
     config = TrainConfig(fast=True).changed(**changes)
     amp = {"off": None, "fp16": torch.float16}.get(config.amp, torch.bfloat16)
     assert switches.capture_reasons(config, CUDA, amp, TRITON) == words
     assert switches.capture_reasons(config, torch.device("cpu"), amp, TRITON) == ["no GPU"]
+    compiled, graph = switches._select_graph(config, CUDA, words)
+    assert (compiled.on, graph.on) == (bool(words), True)
+    assert graph.reasons == (
+        ("of the compiled network", f"not the whole step: {words[0]}") if words else ("the whole step as one",)
+    )
     without = switches.capture_reasons(config, CUDA, amp, switches.Switch("kernels", "torch", False))
     assert "without Triton kernels torch.compile fuses more" in without
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.parametrize("amp", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_a_graph_trains_as_the_plain_step_bit_for_bit(optimizer: str, amp: torch.dtype) -> None:
+    """At rates that float32 holds exactly, since a graph has them in float32."""
+    answers = []
+    for form in (TrainStep, CapturedStep):
+        module = network(kernels="triton").to(CUDA)
+        step = form(
+            module,
+            build_optimizer(optimizer, module, 0.1, 1e-2),
+            distillation_objective("hard", backend="triton"),
+            amp=amp,
+            scaler=torch.amp.GradScaler("cuda", enabled=amp is torch.float16),
+            average=WeightAverage(module, 0.875),
+        )
+        torch.manual_seed(1)
+        sums = []
+        for number in range(STEPS):
+            images, targets = batch(number)
+            moved = Batch(*(getattr(images, each.name).to(CUDA) for each in fields(Batch)))
+            sums.append(step(moved, targets.to(CUDA), 2.0**-6 * (number + 1)).clone())
+        answers.append([*tensors(step), *sums, torch.rand(3, device=CUDA)])
+    assert_equal(answers[1], answers[0])
