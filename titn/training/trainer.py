@@ -6,6 +6,8 @@ import math
 import shlex
 import time
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -74,6 +76,8 @@ class Trainer:
         self.logits: Tensor | None = None
         """Test logits of the last evaluation."""
         self._began = time.perf_counter()
+        self._thread = ThreadPoolExecutor(1)
+        self._next_plan: Future[EpochPlan] | None = None
 
     def resume(self) -> None:
         """Take up the newest checkpoint of the run folder, if there is one."""
@@ -121,16 +125,18 @@ class Trainer:
         """Completed steps since the start of training."""
         return self.progress.epoch * self.schedule.steps + self.progress.step
 
+    def _plan(self, epoch: int) -> EpochPlan:
+        """The plan of `epoch`, the one after the last asked for; a thread goes on to draw the next."""
+        size, image_size = len(self.dataset.train_labels), self.dataset.image_size
+        draw = partial(EpochPlan.draw, self.augmentation, size=size, image_size=image_size, seed=self.seed)
+        plan = draw(epoch=epoch) if self._next_plan is None else self._next_plan.result()
+        self._next_plan = self._thread.submit(draw, epoch=epoch + 1) if epoch + 1 < self.schedule.epochs else None
+        return plan
+
     def _train_epoch(self, stop: StopRequest, show: Callable[[str], None]) -> float:
         """The rest of the epoch that `progress` stands in; returns its images per second."""
         progress, schedule, batch_size = self.progress, self.schedule, self.schedule.batch_size
-        plan = EpochPlan.draw(
-            self.augmentation,
-            size=len(self.dataset.train_labels),
-            image_size=self.dataset.image_size,
-            seed=self.seed,
-            epoch=progress.epoch,
-        )
+        plan = self._plan(progress.epoch)
         sums = torch.tensor(progress.epoch_sums, dtype=torch.float64, device=self.device)
         self.step.module.train()
         show_every = 1 if self.device.type == "cpu" else 20
