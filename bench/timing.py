@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import time
-import warnings
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -14,17 +13,14 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 from bench.record import described
+from titn.training.captured import capture, warm_up
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
-WARM_UPS, REPETITIONS = 3, 30
+TRIALS, REPETITIONS = 3, 30
 GPU_SECONDS, FEWEST = 0.2, 5  # fewer repetitions where they would take longer, but not fewer than these
 CPU_SECONDS, CPU_REPETITIONS = 0.5, 5  # stop after so long, but not before so many calls
 
 Times = dict[str, Any]
-
-
-class EmptyGraph(RuntimeError):
-    """A capture that recorded nothing: the work went to another device or stream."""
 
 
 def on(device: torch.device) -> AbstractContextManager[Any]:
@@ -105,7 +101,7 @@ def _on_cpu(function: Callable[[Any], Any], sets: Sequence[Any], small: bool) ->
 
 
 def _on_gpu(everything: Callable[[], Any], count: int, device: torch.device, small: bool) -> Times:
-    for _ in range(0 if small else WARM_UPS):
+    for _ in range(0 if small else TRIALS):
         everything()
     (once,) = laps(everything, device)
     repetitions = 1 if small else max(FEWEST, min(REPETITIONS, int(GPU_SECONDS / max(once, 1e-9))))
@@ -118,20 +114,8 @@ def captured(everything: Callable[[], Any], device: torch.device) -> torch.cuda.
     Raises:
         EmptyGraph: nothing was launched on the device while capturing.
     """
-    with on(device), warnings.catch_warnings(record=True) as notes:
-        warnings.simplefilter("always")
-        side = torch.cuda.Stream(device)
-        side.wait_stream(torch.cuda.current_stream(device))
-        with torch.cuda.stream(side):
-            for _ in range(WARM_UPS):
-                everything()
-        torch.cuda.current_stream(device).wait_stream(side)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            everything()
-    if any("graph is empty" in str(note.message).lower() for note in notes):
-        raise EmptyGraph(f"nothing was launched on {device} while its graph was captured")
-    return graph
+    warm_up(everything, device)
+    return capture(everything, device)
 
 
 def _summary(seconds: Sequence[float]) -> Times:

@@ -112,7 +112,7 @@ class SpeedSettings(_Subject):
     compile: Switch = "auto"
     """torch.compile; auto: off, with --fast on where there is a compiler"""
     cuda_graph: Switch = "auto"
-    """replay the compiled step as a CUDA graph; auto: off, with --fast on where there is a GPU"""
+    """replay CUDA graphs: the whole step as one, or with --compile on the network's; auto: with --fast on a GPU"""
 
 
 @dataclass(frozen=True, config=_STRICT)

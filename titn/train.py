@@ -28,6 +28,7 @@ from titn.report import write_report
 from titn.teachers.architectures import load_initial_weights
 from titn.teachers.find import TeacherSource, find_teacher, load_teacher
 from titn.training.average import WeightAverage
+from titn.training.captured import CapturedStep, take_kernels
 from titn.training.optimizers import build_optimizer, check_optimizer
 from titn.training.result import Result, show_result
 from titn.training.run import Run, RunInUse
@@ -166,16 +167,18 @@ def build_step(
     average = WeightAverage(module, config.average) if config.average else None
     if switches.compile:
         compile_network(module, "graph" if switches.cuda_graph else "blocks")
+    if switches.captured:
+        take_kernels(module)
     term: dict[str, Any] = config.distillation_term if distils else {"kind": "none"}
     objective = distillation_objective(**term, label_smoothing=config.label_smoothing, backend=switches.kernels)
     scaler = torch.amp.GradScaler(switches.device.type, enabled=switches.amp is torch.float16)
-    return TrainStep(
+    return (CapturedStep if switches.captured else TrainStep)(
         module,
         optimizer,
         objective,
         amp=switches.amp,
         scaler=scaler,
-        cuda_graph=switches.cuda_graph,
+        cuda_graph=switches.cuda_graph and switches.compile,
         accumulate=config.accumulate,
         average=average,
     )

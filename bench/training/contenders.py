@@ -16,11 +16,11 @@ from timm.models.tnt import TNT
 from torch import Tensor, nn
 
 from bench.report.sections import FAST
-from bench.timing import captured, on, storage_bytes
+from bench.timing import on, storage_bytes
 from titn.config import TrainConfig
-from titn.kernels.common.backend import triton_reasons
 from titn.models import create_model
 from titn.pipelines import Batch
+from titn.training.captured import CapturedStep, take_kernels
 from titn.training.optimizers import build_optimizer
 from titn.training.step import TrainStep, compile_network, distillation_objective
 from titn.training.switches import Switches, compile_reasons, select
@@ -106,7 +106,9 @@ def fast_contender(device: torch.device, amp: torch.dtype | None) -> Contender:
 
 def of_switches(name: str, switches: Switches) -> Contender:
     """TITN trained with the switches of a run."""
-    form: Form = "graph" if switches.cuda_graph else "blocks" if switches.compile else "eager"
+    form: Form = "blocks" if switches.compile else "eager"
+    if switches.cuda_graph:
+        form = "captured" if switches.captured else "graph"
     return Contender(name, "titn", form, switches.amp, switches.kernels)
 
 
@@ -114,10 +116,9 @@ def all_contenders(device: torch.device, amp: torch.dtype | None) -> list[Conten
     """Ours and timm's, what matters most first; `amp` is the precision of all but the reference, which is float32."""
     compiler = tuple(compile_reasons(device))
     graph = () if device.type == "cuda" else NO_GPU
-    triton = graph or tuple(triton_reasons(torch.empty(0, device=device), "triton"))
     return [
-        Contender("titn, whole step in one CUDA graph", "titn", "captured", amp, "triton", triton),
         fast_contender(device, amp),
+        Contender("titn, torch.compile, CUDA graph", "titn", "graph", amp, "auto", compiler + graph),
         Contender("timm TNT, eager", "timm", "eager", amp),
         Contender("timm TNT, whole step in one CUDA graph", "timm", "captured", amp, reasons=graph),
         Contender("timm TNT, torch.compile", "timm", "whole", amp, reasons=compiler),
@@ -153,7 +154,9 @@ class Step:
         module = contender.build(sizes).train().to(device)
         if contender.form in ("blocks", "whole", "graph"):
             compile_network(module, contender.form, "aot_eager" if small else "inductor")
-        self.step = TrainStep(
+        if contender.form == "captured":
+            take_kernels(module)
+        self.step = (CapturedStep if contender.form == "captured" else TrainStep)(
             module,
             build_optimizer("sgd", module, LEARNING_RATE, WEIGHT_DECAY),
             distillation_objective("none" if contender.is_rival else "hard", backend=contender.kernels),
@@ -161,17 +164,10 @@ class Step:
             scaler=torch.amp.GradScaler(device.type, enabled=contender.amp is torch.float16),
             cuda_graph=contender.form == "graph",
         )
-        self._graph = captured(self._take, device) if contender.form == "captured" else None
 
     def __call__(self) -> None:
         with on(self.device):
-            if self._graph is None:
-                self._take()
-            else:
-                self._graph.replay()
-
-    def _take(self) -> None:
-        self.step(self.batch, self.targets, LEARNING_RATE)
+            self.step(self.batch, self.targets, LEARNING_RATE)
 
     def release(self) -> None:
         """Free the gradients, which are of no use after the step."""

@@ -124,8 +124,8 @@ def prepare(
 
     The peak counts parameters, optimiser, batch and activations. On a GPU it is `torch.cuda.max_memory_allocated`, less
     what lay there before the contender was built, over the second and third step: a CUDA graph of torch.compile is
-    captured in these, and replays do not show what it holds. A step that is one graph is captured as it is built, so
-    that counts. On a CPU it is what lies there between two steps, and what one step allocates on top.
+    captured in these, and replays do not show what it holds. A step that is one graph is captured in its first call,
+    so that counts. On a CPU it is what lies there between two steps, and what one step allocates on top.
     """
     if contender.reasons:
         return "; ".join(contender.reasons)

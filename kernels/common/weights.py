@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+
+_casts: dict[int, tuple[Tensor, Tensor]] = {}
+"""Weights and their casts from `cast_at_once`, by the weights' identity."""
 
 
 class AttentionWeights(NamedTuple):
@@ -79,3 +83,26 @@ def dtype_of(tensor: Tensor | None) -> torch.dtype | None:
 def cast(gradient: Tensor, dtype: torch.dtype | None) -> Tensor | None:
     """A gradient in its parameter's dtype; None where the parameter is absent."""
     return None if dtype is None else gradient.to(dtype)
+
+
+@contextmanager
+def cast_at_once(weights: Sequence[Tensor], dtype: torch.dtype) -> Iterator[None]:
+    """Within, the operations find these weights cast to `dtype` already: all in one launch, not each in its own.
+
+    For eager code and captures; what torch.compile traces casts for itself.
+    """
+    casts = [torch.empty_like(weight, dtype=dtype, requires_grad=False) for weight in weights]
+    with torch.no_grad():
+        torch._foreach_copy_(casts, list(weights))
+    _casts.update((id(weight), (weight, cast)) for weight, cast in zip(weights, casts, strict=True))
+    try:
+        yield
+    finally:
+        _casts.clear()
+
+
+def in_dtype(weight: Tensor, dtype: torch.dtype) -> Tensor:
+    """A weight in the dtype of a product."""
+    if _casts and id(weight) in _casts and _casts[id(weight)][1].dtype == dtype:
+        return _casts[id(weight)][1]
+    return weight.to(dtype)

@@ -11,7 +11,7 @@ from torch.autograd.function import once_differentiable
 from titn.kernels.common.backend import choose, no_native_kernel
 from titn.kernels.common.device import autocast_dtype
 from titn.kernels.common.registration import register
-from titn.kernels.common.weights import MlpWeights, cast, dtype_of
+from titn.kernels.common.weights import MlpWeights, cast, dtype_of, in_dtype
 from titn.kernels.common.wide import wide_reasons
 from titn.kernels.layernorm_mlp.reference import layernorm_mlp_reference
 
@@ -55,7 +55,7 @@ class _LayerNormMLP(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, *rest: Any) -> Tensor:
         *weights, eps, residual, dtype = rest
         norm_weight, norm_bias, fc1_weight, fc1_bias, fc2_weight, fc2_bias = weights
-        w1, w2 = fc1_weight.to(dtype), fc2_weight.to(dtype)
+        w1, w2 = in_dtype(fc1_weight, dtype), in_dtype(fc2_weight, dtype)
         y, mean, rstd = torch.ops.titn.layernorm_mlp(
             x, norm_weight, norm_bias, w1, fc1_bias, w2, fc2_bias, eps, residual
         )

@@ -11,7 +11,7 @@ from torch.autograd.function import once_differentiable
 from titn.kernels.common.backend import choose, no_native_kernel
 from titn.kernels.common.device import autocast_dtype
 from titn.kernels.common.registration import register
-from titn.kernels.common.weights import AttentionWeights, MlpWeights, cast, dtype_of
+from titn.kernels.common.weights import AttentionWeights, MlpWeights, cast, dtype_of, in_dtype
 from titn.kernels.common.wide import as_rows, weight_gradient, wide_reasons
 from titn.kernels.layernorm_mlp import layernorm_mlp
 from titn.kernels.outer_block.reference import attend, outer_attention_reference
@@ -96,7 +96,7 @@ class LayerNormLinear(torch.autograd.Function):
         eps: float,
         dtype: torch.dtype,
     ) -> tuple[Tensor, Tensor]:
-        product_weight = weight.to(dtype)
+        product_weight = in_dtype(weight, dtype)
         out, mean, rstd = torch.ops.titn.layernorm_linear(x, norm_weight, norm_bias, product_weight, bias, eps)
         ctx.save_for_backward(x, mean, rstd, norm_weight, norm_bias, product_weight)
         ctx.set_materialize_grads(False)
@@ -122,7 +122,7 @@ class LinearResidual(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None) -> Tensor:
-        product_weight = weight.to(x.dtype)
+        product_weight = in_dtype(weight, x.dtype)
         ctx.save_for_backward(x, product_weight)
         ctx.dtype, ctx.bias_dtype = weight.dtype, dtype_of(bias)
         ctx.has_residual = residual is not None

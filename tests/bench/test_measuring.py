@@ -16,8 +16,9 @@ import torch
 from bench import ceilings, record, timing
 from bench.record import Record
 from bench.report.results import read_results
-from bench.timing import EmptyGraph, captured, laps, microseconds, peak_growth, storage_bytes
+from bench.timing import captured, laps, microseconds, peak_growth, storage_bytes
 from titn.provenance import ROOT
+from titn.training.captured import WARM_UPS, EmptyGraph
 
 CPU = torch.device("cpu")
 MEGABYTE = 250_000
@@ -49,7 +50,7 @@ def test_an_empty_graph_is_an_error_and_work_is_captured_on_its_own_device() -> 
         captured(lambda: None, device)
     x = torch.zeros(4, device=device)
     captured(lambda: x.add_(1), device).replay()
-    assert x.tolist() == [timing.WARM_UPS + 1.0] * 4
+    assert x.tolist() == [WARM_UPS + 1.0] * 4
     assert microseconds(lambda t: t.add_(1), [x], device)[1]["median"] > 0
 
 

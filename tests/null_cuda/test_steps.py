@@ -8,7 +8,7 @@ import pytest
 from budgets import budget, executed, issued
 from null_device import NullDevice, Report, count
 
-FORMS = ("float32", "bf16", "fp16", "triton", "blocks", "graph", "captured")
+FORMS = ("float32", "bf16", "fp16", "triton", "blocks", "graph", "captured", "captured fp16")
 DEVICE = "1"
 HOST_TIME_SLACK = 1.5  # over the stored ratio; six runs on a machine with five times its load stayed within 1.2
 
@@ -48,8 +48,9 @@ def test_steps_keep_their_budget(null_cuda: NullDevice, form: str) -> None:
         assert executed(step) <= most_executed, step["kernels"]
 
 
-@pytest.mark.parametrize(("form", "graphs"), [("graph", 2), ("captured", 1)])  # forward and backward; the whole step
+@pytest.mark.parametrize(("form", "graphs"), [("graph", 2), ("captured", 1), ("captured fp16", 1)])
 def test_graphs_of_a_step(null_cuda: NullDevice, form: str, graphs: int) -> None:
+    """Forward and backward, or the whole step."""
     assert [step["counts"]["launch graph"] for step in measured(null_cuda, form)["steps"]] == [graphs] * 5
 
 

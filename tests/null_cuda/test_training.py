@@ -16,6 +16,7 @@ from null_device import NullDevice, count
 
 CHOICES = {
     "fast": ("cuda:1", "--fast"),
+    "compiled": ("cuda:1", "--fast", "--compile", "on"),
     "float32": ("cuda", "--amp", "off"),
     "bf16-triton": ("cuda:1", "--amp", "bf16", "--kernels", "triton"),
     "fp16": ("cuda:1", "--amp", "fp16"),

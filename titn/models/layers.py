@@ -100,6 +100,10 @@ class PatchLayer(_TransformerLayer):
         patches = patches + self._drop_path(branch)
         return patches + self._drop_path(layernorm_mlp(patches, mlp, residual=False, **settings))
 
+    def product_weights(self) -> list[Tensor]:
+        """The matrices [N, K] of its four linear layers."""
+        return [layer.weight for layer in (self.qkv, self.proj, self.fc1, self.fc2)]
+
     def _drop_path(self, branch: Tensor) -> Tensor:
         assert self.keep is not None
         kept = torch.rand(branch.shape[0], 1, 1, device=branch.device) < self.keep

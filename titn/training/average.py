@@ -6,7 +6,7 @@ import copy
 from itertools import chain
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 class WeightAverage:
@@ -32,12 +32,22 @@ class WeightAverage:
         self._followed = [pair for pair in pairs if pair[0].is_floating_point()]
         self._taken = [pair for pair in pairs if not pair[0].is_floating_point()]
 
-    @torch.no_grad()
-    def update(self) -> None:
-        """Move towards the module's present weights."""
+    def next_share(self) -> float:
+        """Share of the present weights in the next update, which is counted as done."""
         kept = min(self.decay, (1 + self.updates) / (10 + self.updates))
         self.updates += 1
+        return 1 - kept
+
+    def update(self) -> None:
+        """Move towards the module's present weights."""
+        self.move(self.next_share())
+
+    @torch.no_grad()
+    def move(self, share: float | Tensor) -> None:
+        """Give the module's present weights this share in the average; a tensor is a scalar on their device."""
         averages, present = zip(*self._followed, strict=True)
-        torch._foreach_lerp_(averages, present, 1 - kept)
+        steps = torch._foreach_sub(present, averages)
+        torch._foreach_mul_(steps, share)
+        torch._foreach_add_(averages, steps)
         for own, other in self._taken:
             own.copy_(other)

@@ -115,6 +115,10 @@ class TrainStep:
         """
         for group in self.optimizer.param_groups:
             group["lr"] = rate
+        return self._take(batch, targets, 0.0 if self.average is None else self.average.next_share())
+
+    def _take(self, batch: Batch, targets: Tensor | None, share: float | Tensor) -> Tensor:
+        """One step at the optimiser's rate; `share` is that of the new weights in their average."""
         self.optimizer.zero_grad()
         first, *others = _pieces(batch, targets, self.accumulate)
         sums = self._backward(*first, len(first[0].ids) / len(batch.ids))
@@ -123,7 +127,7 @@ class TrainStep:
         self.scaler.step(self.optimizer)
         self.scaler.update()
         if self.average is not None:
-            self.average.update()
+            self.average.move(share)
         return sums
 
     def _backward(self, batch: Batch, targets: Tensor | None, share: float) -> Tensor:

@@ -36,7 +36,10 @@ class Switch:
 
 @dataclass(frozen=True)
 class Switches:
-    """What a run uses: `amp` is the autocast dtype, `kernels` the backend of the fused operations as asked for."""
+    """What a run uses: `amp` is the autocast dtype, `kernels` the backend of the fused operations as asked for.
+
+    `cuda_graph` with `compile` replays the compiled network as CUDA graphs, without it the whole step as one.
+    """
 
     device: torch.device
     amp: torch.dtype | None
@@ -44,6 +47,11 @@ class Switches:
     cuda_graph: bool
     kernels: str
     rows: tuple[Switch, ...]
+
+    @property
+    def captured(self) -> bool:
+        """Whether the whole step is one CUDA graph."""
+        return self.cuda_graph and not self.compile
 
     def show(self, console: Console) -> None:
         """Print one line per part."""
@@ -62,14 +70,8 @@ def select(config: RunConfig) -> Switches:
     """
     device = select_device(config.device)
     amp, amp_row = _select_amp(config, device)
-    compiled = _switch("compile", config.compile, config.fast, compile_reasons(device))
-    if compiled.on and device.type == "cpu":
-        compiled = replace(compiled, reasons=("block by block: a network as a whole starts later and is no faster",))
-    graph_reasons = [] if device.type == "cuda" else ["no GPU"]
-    graph_reasons += [] if compiled.on else ["torch.compile is off"]
-    graph_reasons += [] if config.accumulate == 1 else ["--accumulate adds gradients up over several replays"]
-    cuda_graph = _switch("cuda-graph", config.cuda_graph, config.fast, graph_reasons)
     kernels = _select_kernels(config, device)
+    compiled, cuda_graph = _select_graph(config, device, capture_reasons(config, device, amp, kernels))
     rows = (Switch("device", describe(device), device.type == "cuda"), amp_row, compiled, cuda_graph, kernels)
     asked = "torch" if config.fused_kernels == "auto" and not config.fast else config.fused_kernels
     return Switches(device, amp, compiled.on, cuda_graph.on, asked, rows)
@@ -171,6 +173,41 @@ def _select_amp(config: RunConfig, device: torch.device) -> tuple[torch.dtype | 
         return torch.bfloat16, Switch("amp", "bf16", True, bf16)
     row = _switch("amp", asked, config.fast, bf16)
     return (torch.bfloat16 if row.on else None), Switch("amp", "bf16" if row.on else "off", row.on, row.reasons)
+
+
+def capture_reasons(config: RunConfig, device: torch.device, amp: torch.dtype | None, kernels: Switch) -> list[str]:
+    """Why the whole step cannot be one CUDA graph."""
+    if device.type != "cuda":
+        return ["no GPU"]
+    reasons = []
+    if config.compile == "on":
+        reasons.append("--compile on")
+    if not kernels.on:
+        reasons.append("without Triton kernels torch.compile fuses more")
+    elif amp is None and config.fused_kernels != "triton":
+        reasons.append("in float32 most operations take Triton kernels only by name (--kernels triton)")
+    if config.optimizer == "apex_sgd":
+        reasons.append("apex reads its learning rate on the host")
+    if amp is torch.float16 and config.optimizer in ("muon", "rmsprop"):
+        reasons.append(f"fp16's gradient scaler waits for the host with --optimizer {config.optimizer}")
+    return reasons
+
+
+def _select_graph(config: RunConfig, device: torch.device, not_whole: Sequence[str]) -> tuple[Switch, Switch]:
+    """torch.compile, and CUDA graphs: of the whole step, which needs no compiler, or of the compiled network."""
+    wanted = config.cuda_graph == "on" or (config.cuda_graph == "auto" and config.fast)
+    if wanted and not not_whole:
+        why = () if config.compile == "off" else ("not for a step that is one CUDA graph (--compile on: compiled)",)
+        return Switch("compile", "off", False, why), Switch("cuda-graph", "on", True, ("the whole step as one",))
+    compiled = _switch("compile", config.compile, config.fast, compile_reasons(device))
+    if compiled.on and device.type == "cpu":
+        compiled = replace(compiled, reasons=("block by block: a network as a whole starts later and is no faster",))
+    reasons = [] if device.type == "cuda" else ["no GPU"]
+    reasons += [] if compiled.on else ["torch.compile is off"]
+    reasons += [] if config.accumulate == 1 else ["--accumulate adds gradients up over several replays"]
+    rejected = [f"not the whole step: {why}" for why in not_whole] if device.type == "cuda" else []
+    row = _switch("cuda-graph", config.cuda_graph, config.fast, reasons and [*reasons, *rejected])
+    return compiled, replace(row, reasons=("of the compiled network", *rejected)) if row.on else row
 
 
 def _select_kernels(config: RunConfig, device: torch.device) -> Switch:

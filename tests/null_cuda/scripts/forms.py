@@ -15,10 +15,11 @@ FORMS = {
     "triton": Contender("triton", "titn", "eager", torch.bfloat16, "triton"),
     "blocks": Contender("blocks", "titn", "blocks", torch.bfloat16),
     "graph": Contender("graph", "titn", "graph", torch.bfloat16, "auto"),
-    "captured": Contender("captured", "titn", "captured", torch.bfloat16, "triton"),
+    "captured": Contender("captured", "titn", "captured", torch.bfloat16, "auto"),
+    "captured fp16": Contender("captured fp16", "titn", "captured", torch.float16, "auto"),
 }
-"""Eager in three precisions, with Triton kernels, with compiled blocks, compiled into CUDA graphs (`--fast`), and the
-whole step with Triton kernels captured in one CUDA graph."""
+"""Eager in three precisions, with Triton kernels, with compiled blocks, compiled into CUDA graphs, and the whole step
+with Triton kernels captured in one CUDA graph (`--fast`)."""
 
 BATCH_SIZE = 8
 
@@ -26,6 +27,4 @@ BATCH_SIZE = 8
 def build(form: str, device: torch.device) -> Callable[[], object]:
     """A step of TITN with depth 1 on 8 images of 32x32 pixels; the current device may be another."""
     step = Step(FORMS[form], device, BATCH_SIZE, Sizes(depth=1))
-    if form == "captured":
-        return step
     return lambda: step.step(step.batch, step.targets, LEARNING_RATE)

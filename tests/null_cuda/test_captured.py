@@ -1,0 +1,53 @@
+"""The captured step of several trainings, on the second of two devices: captured without fault, replayed as one graph.
+
+What capture forbids (waiting, reading a value, pageable copies, loading kernels) would show as a fault of the first
+call; that values are right is shown on a CPU (tests/titn/training/test_captured.py) and on a GPU.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from budgets import budget, executed, issued
+from null_device import NullDevice, count
+
+DEVICE = "1"
+NAMES = (
+    "sgd", "adam, accumulated", "adamw, averaged", "rmsprop", "muon", "sgd, fp16, averaged",
+    "adamw, fp16, accumulated", "sgd, twelve blocks", "adamw, twelve blocks, averaged",
+)  # fmt: skip
+
+names = pytest.mark.parametrize("name", NAMES)
+
+
+@pytest.fixture(scope="module")
+def trainings(null_cuda: NullDevice) -> dict[str, Any]:
+    return null_cuda.run("captured.py", f"cuda:{DEVICE}", devices=2)
+
+
+def test_every_training_is_there(trainings: dict[str, Any]) -> None:
+    assert tuple(trainings) == NAMES
+
+
+@names
+def test_one_capture_without_fault_on_its_device(trainings: dict[str, Any], name: str) -> None:
+    report = trainings[name]["capture"]
+    assert report["faults"] == [] and set(report["devices"]) == {DEVICE}
+    assert report["counts"]["capture"] == report["counts"]["instantiate graph"] == report["counts"]["launch graph"] == 1
+
+
+@names
+def test_a_replay_is_a_copy_in_and_one_graph(trainings: dict[str, Any], name: str) -> None:
+    """Floats and integers are copied in one launch each; rate and share of the average are filled in."""
+    for report in trainings[name]["replays"]:
+        assert report["faults"] == [] and set(report["devices"]) == {DEVICE}
+        assert report["counts"]["launch graph"] == 1
+        assert issued(report) == 4 + ("averaged" in name)
+        assert count(report, "synchronize", "copy", "allocate", "load module", "capture") == 0
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if "twelve" in name])
+def test_nodes_of_the_graph(trainings: dict[str, Any], name: str) -> None:
+    for report in trainings[name]["replays"]:
+        assert executed(report) <= budget("kernels of a captured step")[name]
