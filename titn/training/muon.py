@@ -115,7 +115,7 @@ class MuonWithAdamW(torch.optim.Optimizer):
         self, matrices: Sequence[dict[str, Any]], others: Sequence[Tensor], lr: float, weight_decay: float
     ) -> None:
         muon = Muon(matrices, lr=lr, weight_decay=weight_decay)
-        adamw = torch.optim.AdamW(others, lr=lr, weight_decay=weight_decay, fused=True)
+        adamw = torch.optim.AdamW(others, lr=lr, weight_decay=weight_decay, fused=True, capturable=True)
         self._parts = (muon, adamw)
         super().__init__([group for part in self._parts for group in part.param_groups], {})
         self._share()

@@ -19,8 +19,8 @@ SMALLEST_MATRIX = 64
 
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "sgd": partial(torch.optim.SGD, momentum=0.9, fused=True),
-    "adam": partial(torch.optim.Adam, fused=True),
-    "adamw": partial(torch.optim.AdamW, fused=True),
+    "adam": partial(torch.optim.Adam, fused=True, capturable=True),
+    "adamw": partial(torch.optim.AdamW, fused=True, capturable=True),
     "rmsprop": partial(torch.optim.RMSprop, foreach=True),
 }
 """Those of the paper's comparison (arXiv 2502.16762, section 4); AdamW decouples the decay."""
