@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
@@ -65,12 +66,14 @@ def folder_atomic(path: Path) -> Iterator[Path]:
 
 
 def write_safetensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
-    """Write tensors, brought to the CPU, as safetensors.
+    """Write tensors, brought to the CPU, as safetensors; a GPU's are copied at once and waited for once.
 
     Raises:
         OSError: the disk is full or the file cannot be written; safetensors itself raises a type of its own.
     """
-    stored = {name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}
+    stored = {name: tensor.detach().contiguous().to("cpu", non_blocking=True) for name, tensor in tensors.items()}
+    for device in {tensor.device for tensor in tensors.values() if tensor.is_cuda}:
+        torch.cuda.synchronize(device)
     try:
         save_file(stored, path, metadata=dict(metadata or {}))
     except SafetensorError as error:

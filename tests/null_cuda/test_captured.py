@@ -51,3 +51,21 @@ def test_a_replay_is_a_copy_in_and_one_graph(trainings: dict[str, Any], name: st
 def test_nodes_of_the_graph(trainings: dict[str, Any], name: str) -> None:
     for report in trainings[name]["replays"]:
         assert executed(report) <= budget("kernels of a captured step")[name]
+
+
+@pytest.fixture(scope="module")
+def checkpoints(null_cuda: NullDevice, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    return null_cuda.run("checkpoint.py", f"cuda:{DEVICE}", str(tmp_path_factory.mktemp("checkpoints")), devices=2)
+
+
+def test_what_was_saved_is_captured_again(checkpoints: dict[str, Any]) -> None:
+    """By a step that was not captured yet, and by one that was, whose optimiser's tensors are other ones then."""
+    assert [report["faults"] for report in checkpoints.values()] == [[]] * 4
+    assert [report["counts"].get("capture", 0) for report in checkpoints.values()] == [0, 1, 0, 1]
+    assert [report["counts"].get("launch graph", 0) for report in checkpoints.values()] == [0, 1, 1, 1]
+
+
+def test_a_checkpoint_waits_once_for_each_of_its_two_files(checkpoints: dict[str, Any]) -> None:
+    save = checkpoints["save"]
+    assert count(save, "copy device to pinned") > 100
+    assert count(save, "synchronize") == 2 and count(save, "copy device to pageable") == 0

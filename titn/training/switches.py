@@ -197,7 +197,11 @@ def _select_graph(config: RunConfig, device: torch.device, not_whole: Sequence[s
     """torch.compile, and CUDA graphs: of the whole step, which needs no compiler, or of the compiled network."""
     wanted = config.cuda_graph == "on" or (config.cuda_graph == "auto" and config.fast)
     if wanted and not not_whole:
-        why = () if config.compile == "off" else ("not for a step that is one CUDA graph (--compile on: compiled)",)
+        why = (
+            ()
+            if config.compile == "off"
+            else ("one CUDA graph holds the whole step; --compile on has the compiled network",)
+        )
         return Switch("compile", "off", False, why), Switch("cuda-graph", "on", True, ("the whole step as one",))
     compiled = _switch("compile", config.compile, config.fast, compile_reasons(device))
     if compiled.on and device.type == "cpu":
