@@ -205,6 +205,25 @@ class RunConfig(FolderSettings, SpeedSettings, AugmentationSettings, ScheduleSet
         return {"kind": "none"}
 
     @property
+    def stored_answers(self) -> Literal["off", "auto", "only"]:
+        """Where the teacher's answers come from, see `DistillationSettings.teacher_cache`."""
+        return "off"
+
+    @property
+    def stored_logits(self) -> int | None:
+        """How many logits of each of the teacher's answers are stored; None: all."""
+        return None
+
+    @property
+    def epochs_in_turn(self) -> int | None:
+        """Number of epochs whose plans are repeated; None: each epoch has its own."""
+        return None
+
+    def plan_epoch(self, epoch: int) -> int:
+        """The epoch, from 0, whose plan the training has in `epoch`."""
+        return epoch % self.epochs_in_turn if self.epochs_in_turn else epoch
+
+    @property
     def initial_weights(self) -> str | None:
         """File of a state dict that training starts from."""
         return None
@@ -288,6 +307,22 @@ class DistillationSettings(_Subject):
     """of every distillation but hard; auto: 1 for soft, 2 for standardized, 4 for decoupled"""
     decoupled_beta: NotNegative = 8.0
     """of decoupled distillation: weight of the other classes' part against that of the label's"""
+    teacher_cache: Literal["off", "auto", "only"] | None = None
+    """ask the teacher about every batch (off), take stored answers and store what is missing (auto), never load the
+    teacher (only); none: off, with --fast auto"""
+    cache_top_k: Whole | None = None
+    """logits that the cache keeps of each answer, for soft and decoupled distillation; none: all"""
+    bank: Whole | None = None
+    """repeat the augmentation (and order) of this many epochs in turn, so that as many cached epochs serve any number;
+    none: always fresh"""
+
+
+@dataclass(frozen=True, config=_STRICT)
+class VerifySettings(_Subject):
+    """verify"""
+
+    sample: Whole = 256
+    """stored answers to ask the teacher for again"""
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -301,9 +336,12 @@ class TrainConfig(DistillationSettings, StudentSettings, RunConfig):
     def without_effect(self) -> list[str]:
         found = super().without_effect
         if self.teacher == "none":
-            said = [name for name in DistillationSettings.__annotations__ if name in self.said and name != "teacher"]
+            of_a_teacher = [name for name in DistillationSettings.__annotations__ if name not in ("teacher", "bank")]
+            said = [name for name in of_a_teacher if name in self.said]
             return found + [f"{flag(name)} has no effect without a teacher" for name in said]
-        unused = {"hard": ["temperature", "decoupled_beta"], "decoupled": []}.get(self.distillation, ["decoupled_beta"])
+        unused = {"hard": ["temperature", "decoupled_beta", "cache_top_k"], "decoupled": []}.get(
+            self.distillation, ["decoupled_beta"]
+        )
         said = [name for name in unused if name in self.said]
         return found + [f"{flag(name)} has no effect with --distillation {self.distillation}" for name in said]
 
@@ -334,6 +372,20 @@ class TrainConfig(DistillationSettings, StudentSettings, RunConfig):
             "beta": self.decoupled_beta,
         }
 
+    @property
+    def stored_answers(self) -> Literal["off", "auto", "only"]:
+        if self.teacher == "none":
+            return "off"
+        return self.teacher_cache or ("auto" if self.fast else "off")
+
+    @property
+    def stored_logits(self) -> int | None:
+        return self.cache_top_k
+
+    @property
+    def epochs_in_turn(self) -> int | None:
+        return self.bank
+
     def teacher_training(self) -> TeacherConfig:
         students = ("dataset", "data_dir", "image_size", "limit_train", "teacher", "device", "runs_dir")
         for name in students:
@@ -342,6 +394,20 @@ class TrainConfig(DistillationSettings, StudentSettings, RunConfig):
         settings: dict[str, Any] = {name: getattr(self, name) for name in (*students, "fast", "amp")}
         settings["epochs"] = self.teacher_epochs or self.epochs
         return TeacherConfig(**(settings | self.teacher_settings))
+
+
+@dataclass(frozen=True, config=_STRICT)
+class FillConfig(TrainConfig):
+    """Ask the teacher about the images of a training with these flags, and store its answers."""
+
+    program: ClassVar[str] = "python -m titn.cache fill"
+
+
+@dataclass(frozen=True, config=_STRICT)
+class VerifyConfig(VerifySettings, TrainConfig):
+    """Check the stored answers for a training with these flags, and ask the teacher again about some of them."""
+
+    program: ClassVar[str] = "python -m titn.cache verify"
 
 
 Config = TypeVar("Config", bound=RunConfig)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
-from safetensors import SafetensorError
+import torch
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -97,6 +99,24 @@ def load_weights(path: Path, module: nn.Module) -> None:
             f"{path} holds the weights of another network: {len(differing)} tensors differ, first {differing[0]}"
         )
     module.load_state_dict(tensors)
+
+
+def weights_digest(path: Path) -> str:
+    """SHA-256, hexadecimal, of the names, types, shapes and bytes of a safetensors file's tensors.
+
+    Raises:
+        UserError: the file is missing or damaged.
+    """
+    found = hashlib.sha256()
+    try:
+        with safe_open(path, framework="pt") as file:
+            for name in sorted(file.keys()):
+                tensor = file.get_tensor(name)
+                found.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+                found.update(tensor.contiguous().view(-1).view(torch.uint8).numpy())
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path} is not a readable safetensors file: {error}") from None
+    return found.hexdigest()
 
 
 def load_network(path: Path, kernels: str = "torch") -> tuple[nn.Module, NetworkSpec]:

@@ -26,7 +26,7 @@ from titn.profile import count_macs
 from titn.provenance import source_commit
 from titn.report import write_report
 from titn.teachers.architectures import load_initial_weights
-from titn.teachers.find import TeacherSource, find_teacher, load_teacher
+from titn.teachers.find import Teacher, TeacherSource, find_teacher, load_teacher
 from titn.training.average import WeightAverage
 from titn.training.captured import CapturedStep, take_kernels
 from titn.training.optimizers import build_optimizer, check_optimizer
@@ -34,11 +34,19 @@ from titn.training.result import Result, show_result
 from titn.training.run import Run, RunInUse
 from titn.training.schedule import Schedule
 from titn.training.step import TrainStep, compile_network, distillation_objective
-from titn.training.switches import Switches, describe, select
-from titn.training.targets import LiveTeacher
+from titn.training.switches import Switches, describe, native_bfloat16, select
+from titn.training.targets import CachedTeacher, CacheFiller, LiveTeacher, TeacherTargets
+from titn.training.teacher_cache import (
+    REFILL,
+    TeacherCache,
+    cache_identity,
+    epochs_in_words,
+    kept_targets,
+    other_caches,
+)
 from titn.training.trainer import Trainer
 
-MAY_CHANGE = {"resume", "runs_dir", "device", "data_dir", "lr", "amp"}
+MAY_CHANGE = {"resume", "runs_dir", "device", "data_dir", "lr", "amp", "teacher_cache"}
 """Settings that may be given with --resume."""
 
 TRAINING_SETTINGS = {*ScheduleSettings.__annotations__, *AugmentationSettings.__annotations__} - {"epochs"}
@@ -65,9 +73,7 @@ def train(config: RunConfig, *, console: Console | None = None, dataset: Dataset
     console = console or Console()
     config, run = open_run(config)
     switches = select(config)
-    if switches.device.type == "cuda":
-        torch.cuda.set_device(switches.device)
-        torch.backends.cudnn.allow_tf32 = False  # float32 means float32, in convolutions as in products
+    use_device(switches.device)
     dataset = load_data(config, dataset)
     schedule = Schedule.of(config, len(dataset.train_labels), switches.device.type)
     torch.manual_seed(config.seed)
@@ -83,6 +89,9 @@ def train(config: RunConfig, *, console: Console | None = None, dataset: Dataset
             "choose another --distillation"
         )
     teacher = load_teacher(source.path, dataset) if source and not source.to_train else None
+    if source is not None and source.to_train and config.stored_answers == "only":
+        raise UserError(f"--teacher-cache only: the teacher {source.path} is still to be trained; {REFILL} first")
+    targets = teacher_targets(config, switches, schedule, dataset, teacher, console) if teacher else None
     announce(config, switches, dataset, schedule, source, console)
     check_batch(schedule, module, config)
     check_optimizer(config.optimizer, module, switches.device)
@@ -101,10 +110,12 @@ def train(config: RunConfig, *, console: Console | None = None, dataset: Dataset
             run.reconfigure(settled)
         run.note({"commit": source_commit(), "device": describe(switches.device), "lr": schedule.peak})
         if source is not None and teacher is None:
-            teacher = load_teacher(trained(source, config, dataset, run, console), dataset)
-        targets = None
-        if teacher is not None:
-            targets = LiveTeacher(teacher.network.to(switches.device), config.distillation_term["kind"], switches.amp)
+            again = f"{config.program} --resume {shlex.quote(str(run.folder))}"
+            teacher = load_teacher(trained(source, config, dataset, again, console), dataset)
+            targets = teacher_targets(config, switches, schedule, dataset, teacher, console)
+        if isinstance(targets, CachedTeacher):
+            there = epochs_in_words(set(cached_epochs(config, schedule)) & set(targets.cache.epochs()))
+            console.print(Text(f"Teacher cache: {targets.cache.folder}, with epochs: {there}"), soft_wrap=True)
         torch.set_rng_state(random_state)
         trainer = Trainer(
             run,
@@ -118,6 +129,7 @@ def train(config: RunConfig, *, console: Console | None = None, dataset: Dataset
             device=switches.device,
             console=console,
             program=config.program,
+            plan_epoch=config.plan_epoch,
         )
         trainer.resume()
         try:
@@ -125,6 +137,8 @@ def train(config: RunConfig, *, console: Console | None = None, dataset: Dataset
         except (Interrupted, UserError):
             write_report(run.folder, dataset, trainer.logits)
             raise
+        if isinstance(targets, CachedTeacher):
+            console.print(Text(targets.summary()), soft_wrap=True)
         progress = trainer.progress
         result = Result(
             run=str(run.folder),
@@ -156,6 +170,13 @@ def train(config: RunConfig, *, console: Console | None = None, dataset: Dataset
         run.finish({name: value for name, value in asdict(result).items() if name != "run"})
         write_report(run.folder, dataset, logits)
     return result
+
+
+def use_device(device: torch.device) -> None:
+    """Make `device` the current one; float32 means float32, in convolutions as in products."""
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+        torch.backends.cudnn.allow_tf32 = False
 
 
 def build_step(
@@ -194,6 +215,68 @@ def augmentation_of(config: RunConfig, batch_size: int) -> Augmentation:
         mix_alpha=config.mix_alpha,
         mix_batch=batch_size,
     )
+
+
+def teacher_cache(
+    config: RunConfig, switches: Switches, schedule: Schedule, dataset: Dataset, teacher: Teacher
+) -> TeacherCache:
+    """The cache that a student of `config` reads: where bfloat16 answers will do, those in float32 are better.
+
+    Raises:
+        UserError: its folder is damaged or of another identity.
+    """
+    kept = kept_targets(config.distillation_term["kind"], config.stored_logits, dataset.num_classes)
+    if config.distillation_term["kind"] == "standardized" and kept.startswith("top-"):
+        raise UserError("--distillation standardized needs the spread of all logits: leave --cache-top-k out")
+    rough = switches.amp is not None and native_bfloat16(switches.device)
+    identities = [
+        cache_identity(
+            dataset,
+            augmentation_of(config, schedule.batch_size),
+            config.seed,
+            teacher=teacher.identity,
+            precision=precision,
+            targets=kept,
+        )
+        for precision in ("float32", *["bfloat16"] * rough)
+    ]
+    if teacher.weights.is_dir():
+        stored = TeacherCache.open(teacher.weights).identity["precision"]
+        fitting = [identity for identity in identities if identity["precision"] == stored]
+        cache = TeacherCache(teacher.weights, (fitting or identities)[0])
+        cache.check()
+        return cache
+    root = Path(config.runs_dir).expanduser()
+    caches = [TeacherCache.at(root, identity, dataset.name) for identity in identities]
+    return next((cache for cache in caches if cache.exists), caches[-1])
+
+
+def cached_epochs(config: RunConfig, schedule: Schedule) -> range:
+    """The epochs, from 0, whose plans the training has."""
+    return range(min(schedule.epochs, config.epochs_in_turn or schedule.epochs))
+
+
+def teacher_targets(
+    config: RunConfig, switches: Switches, schedule: Schedule, dataset: Dataset, teacher: Teacher, console: Console
+) -> TeacherTargets:
+    """Where the student's targets come from.
+
+    Raises:
+        UserError: they have to come from the cache alone, which is incomplete, damaged or not there.
+    """
+    if config.stored_answers == "off":
+        return LiveTeacher(teacher.network, config.distillation_term["kind"], switches.amp, switches.device)
+    cache = teacher_cache(config, switches, schedule, dataset, teacher)
+    if config.stored_answers == "auto":
+        return CachedTeacher(
+            cache, CacheFiller(cache, lambda: teacher.network, lambda line: console.print(Text(line), soft_wrap=True))
+        )
+    if not cache.exists:
+        others = other_caches(Path(config.runs_dir).expanduser(), cache.identity)
+        near = f"; the nearest, {others[0][0]}, differs in {', '.join(others[0][1])}" if others else ""
+        raise UserError(f"--teacher-cache only: {cache.folder} is not there{near}: {REFILL}")
+    cache.require(cached_epochs(config, schedule))
+    return CachedTeacher(cache, None)
 
 
 def open_run(config: Config) -> tuple[Config, Run | None]:
@@ -302,16 +385,19 @@ def check_room(config: RunConfig, module: nn.Module) -> None:
         )
 
 
-def trained(teacher: TeacherSource, config: RunConfig, dataset: Dataset, run: Run, console: Console) -> Path:
-    """Path of the teacher, trained now if it has to be; one that another process is training is waited for."""
+def trained(teacher: TeacherSource, config: RunConfig, dataset: Dataset, again: str, console: Console) -> Path:
+    """Path of the teacher, trained now if it has to be; one that another process is training is waited for.
+
+    Raises:
+        Interrupted: the training was stopped; `again` is the command that goes on.
+    """
     while teacher.to_train is not None:
         try:
             train(teacher.to_train, console=console, dataset=dataset)
         except RunInUse:
             _wait_for(teacher.path, console)
         except Interrupted as stopped:
-            line = f"{config.program} --resume {shlex.quote(str(run.folder))}"
-            message = f"stopped while training the teacher, everything is saved; continue with: {line}"
+            message = f"stopped while training the teacher, everything is saved; continue with: {again}"
             raise Interrupted(stopped.signal_number, message) from None
         teacher = find_teacher(config, dataset)
     return teacher.path

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import hashlib
 import json
 from dataclasses import asdict, dataclass
@@ -15,10 +16,11 @@ from torch import nn
 from titn.config import RunConfig, TeacherConfig, flag
 from titn.data.dataset import Dataset
 from titn.errors import UserError
-from titn.network import load_network, read_spec
+from titn.network import load_network, read_spec, weights_digest
 from titn.teachers.architectures import TEACHERS, create_teacher
 from titn.training import checkpoint
 from titn.training.run import Run, plain_name
+from titn.training.teacher_cache import MANIFEST, read_manifest
 
 _SAME_TEACHER_ANYWHERE = {
     *("dataset", "data_dir", "device", "runs_dir", "fast", "compile", "amp", "cuda_graph", "name", "resume", "config"),
@@ -40,11 +42,36 @@ class TeacherSource:
 
 @dataclass(frozen=True)
 class Teacher:
-    """A trained teacher: its network, its architecture's name and its test accuracy, where its run is finished."""
+    """A trained teacher.
 
-    network: nn.Module
+    Attributes:
+        weights: safetensors file of the network, or a teacher cache, which has its answers only.
+        name: of its architecture.
+        top1: test accuracy, where its run is finished.
+    """
+
+    weights: Path
     name: str
     top1: float | None
+
+    @functools.cached_property
+    def identity(self) -> dict[str, str]:
+        """Its architecture, and a hash of its weights."""
+        if self.weights.is_dir():
+            return dict(read_manifest(self.weights / MANIFEST)["identity"]["teacher"])
+        return {"architecture": self.name, "weights": weights_digest(self.weights)}
+
+    @functools.cached_property
+    def network(self) -> nn.Module:
+        """The network on the CPU, read when first asked for; torch's random generators stay as they are.
+
+        Raises:
+            UserError: the weights are damaged, or are not there.
+        """
+        if self.weights.is_dir():
+            raise UserError(f"--teacher {self.weights} holds a teacher's answers, not its network")
+        with torch.random.fork_rng(devices=[]):
+            return load_network(self.weights)[0]
 
 
 def find_teacher(config: RunConfig, dataset: Dataset) -> TeacherSource:
@@ -82,11 +109,15 @@ def find_teacher(config: RunConfig, dataset: Dataset) -> TeacherSource:
 
 
 def load_teacher(path: Path, dataset: Dataset) -> Teacher:
-    """The teacher in a run folder, a checkpoint folder or a model.safetensors.
+    """The teacher in a run folder, a checkpoint folder, a model.safetensors or a teacher cache.
+
+    Its network is read when it is first asked for.
 
     Raises:
         UserError: nothing usable is there, or it was trained for other images or classes than `dataset` has.
     """
+    if (path / MANIFEST).is_file():
+        return Teacher(path, read_manifest(path / MANIFEST)["identity"]["teacher"]["architecture"], None)
     weights, top1 = path, None
     if (path / "config.yaml").is_file():
         run = Run(path)
@@ -113,7 +144,7 @@ def load_teacher(path: Path, dataset: Dataset) -> Teacher:
             raise UserError(
                 f"--teacher {path} was trained with another {what} ({has}) than {dataset.name} has ({needed})"
             )
-    return Teacher(load_network(weights)[0], spec.name, top1)
+    return Teacher(weights, spec.name, top1)
 
 
 def _identity(config: RunConfig, dataset: dict[str, Any]) -> dict[str, Any]:

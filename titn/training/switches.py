@@ -56,7 +56,7 @@ class Switches:
     def show(self, console: Console) -> None:
         """Print one line per part."""
         for row in self.rows:
-            line = Text.assemble("  ", f"{row.name:<12}", (row.value, "bold"))
+            line = Text.assemble("  ", f"{row.name:<14}", (row.value, "bold"))
             if row.reasons:
                 line.append("  " + "; ".join(row.reasons), "dim")
             console.print(line)
@@ -72,7 +72,8 @@ def select(config: RunConfig) -> Switches:
     amp, amp_row = _select_amp(config, device)
     kernels = _select_kernels(config, device)
     compiled, cuda_graph = _select_graph(config, device, capture_reasons(config, device, amp, kernels))
-    rows = (Switch("device", describe(device), device.type == "cuda"), amp_row, compiled, cuda_graph, kernels)
+    cache = [_teacher_cache(config)] if config.role == "student" else []
+    rows = (Switch("device", describe(device), device.type == "cuda"), amp_row, compiled, cuda_graph, kernels, *cache)
     asked = "torch" if config.fused_kernels == "auto" and not config.fast else config.fused_kernels
     return Switches(device, amp, compiled.on, cuda_graph.on, asked, rows)
 
@@ -173,6 +174,13 @@ def _select_amp(config: RunConfig, device: torch.device) -> tuple[torch.dtype | 
         return torch.bfloat16, Switch("amp", "bf16", True, bf16)
     row = _switch("amp", asked, config.fast, bf16)
     return (torch.bfloat16 if row.on else None), Switch("amp", "bf16" if row.on else "off", row.on, row.reasons)
+
+
+def _teacher_cache(config: RunConfig) -> Switch:
+    """Whether a student reads stored answers of its teacher."""
+    value = config.stored_answers
+    why = () if value != "off" or "teacher_cache" in config.said else ("--fast switches it on",)
+    return Switch("teacher-cache", value, value != "off", ("no teacher",) if config.distils_from == "none" else why)
 
 
 def capture_reasons(config: RunConfig, device: torch.device, amp: torch.dtype | None, kernels: Switch) -> list[str]:

@@ -2,36 +2,271 @@
 
 from __future__ import annotations
 
+import math
+import time
+from collections.abc import Callable
+from dataclasses import asdict
 from typing import Literal, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from titn.pipelines import Batch
+from titn.errors import UserError
+from titn.pipelines import Batch, EpochPlan, TorchPipeline
+from titn.provenance import source_commit
+from titn.teachers.answers import Agreement, TeacherAnswers
+from titn.training.teacher_cache import DamagedRecords, MissingRecords, Records, TeacherCache
+
+Show = Callable[[int], None]
+"""Told how many images of an epoch the teacher has answered so far; may raise to stop."""
+
+_MEASURED_IMAGES = 256
 
 
 class TeacherTargets(Protocol):
-    """Gives the teacher's answer to a batch: labels int64 [B] (hard) or logits [B, K] (every other kind)."""
+    """Gives the teacher's answer to a batch: labels int64 [B] (hard) or logits float32 [B, K] (every other kind)."""
+
+    def begin_epoch(self, plan: EpochPlan, pipeline: TorchPipeline, show: Show) -> None:
+        """Called before the batches of `plan`, which `pipeline` makes."""
+        ...
 
     def __call__(self, batch: Batch) -> Tensor: ...
 
 
 class LiveTeacher:
-    """Runs the teacher on every batch: the very images the student sees (arXiv 2502.16762, section 3)."""
+    """Runs the teacher on every batch: the very images the student sees (arXiv 2502.16762, section 3).
+
+    In float32 its decisions do not depend on the batch (`titn.teachers.answers`); under autocast they may.
+    """
 
     def __init__(
         self,
         teacher: nn.Module,
         kind: Literal["hard", "soft", "standardized", "decoupled"],
         amp: torch.dtype | None,
+        device: torch.device,
     ) -> None:
-        self.teacher = teacher.eval().requires_grad_(False)
+        self.answers = TeacherAnswers(teacher, device)
         self.kind = kind
         self.amp = amp
 
+    def begin_epoch(self, plan: EpochPlan, pipeline: TorchPipeline, show: Show) -> None:
+        """Nothing has to be prepared."""
+
     @torch.no_grad()
     def __call__(self, batch: Batch) -> Tensor:
-        device = batch.images.device
-        with torch.autocast(device.type, self.amp, enabled=self.amp is not None):
-            logits: Tensor = self.teacher(batch.images)
+        if self.kind == "hard" and self.amp is None:
+            return self.answers.decisions(batch.images)
+        with torch.autocast(batch.images.device.type, self.amp, enabled=self.amp is not None):
+            logits: Tensor = self.answers.network(batch.images)
         return logits.argmax(1) if self.kind == "hard" else logits.float()
+
+
+class CachedTeacher:
+    """Reads the teacher's answers from a cache, epoch by epoch.
+
+    Args:
+        cache: read from, whatever the epochs.
+        filler: fills an epoch that is missing or damaged, before it begins; None: that is an error.
+    """
+
+    def __init__(self, cache: TeacherCache, filler: CacheFiller | None) -> None:
+        self.cache = cache
+        self.filler = filler
+        self._read = 0
+        self._stored: StoredAnswers | None = None
+
+    def begin_epoch(self, plan: EpochPlan, pipeline: TorchPipeline, show: Show) -> None:
+        """Bring the answers of the plan's epoch to the pipeline's device.
+
+        Raises:
+            MissingRecords, DamagedRecords: there is nothing to fill them with.
+        """
+        try:
+            records = self.cache.read(plan.epoch)
+            self._read += 1
+        except (MissingRecords, DamagedRecords):
+            if self.filler is None:
+                raise
+            records = self.filler.fill(plan, pipeline, show)
+        self._stored = StoredAnswers(records, self.cache.num_classes, pipeline.device)
+
+    def __call__(self, batch: Batch) -> Tensor:
+        assert self._stored is not None, "begin_epoch comes first"
+        return self._stored(batch.ids)
+
+    def summary(self) -> str:
+        """How many epochs were read and filled, in words."""
+        words = f"Teacher cache: {self._read} epochs read"
+        if self.filler is not None and self.filler.epochs:
+            words += f", {self.filler.epochs} filled in {self.filler.seconds:.0f} s"
+        return words
+
+
+class CacheFiller:
+    """Asks the teacher about whole epochs and stores what it says.
+
+    Args:
+        cache: to fill; its folder is made with the first epoch.
+        network: gives the teacher, when it is first needed.
+        say: told in a line what a user should know.
+        batch_size: images per forward pass; None: `best_batch_size`.
+    """
+
+    def __init__(
+        self,
+        cache: TeacherCache,
+        network: Callable[[], nn.Module],
+        say: Callable[[str], None],
+        batch_size: int | None = None,
+    ) -> None:
+        self.cache, self.say, self.batch_size = cache, say, batch_size
+        self.epochs, self.seconds = 0, 0.0
+        self._network = network
+        self._answers: TeacherAnswers | None = None
+        self._agreement: Agreement | None = None
+
+    def fill(self, plan: EpochPlan, pipeline: TorchPipeline, show: Show) -> Records:
+        """The answers of the plan's epoch, which are in the cache afterwards; another process's work is waited for."""
+        records = self.fill_unless_claimed(plan, pipeline, show)
+        if records is None:
+            self.say(f"waiting for another process that fills epoch {plan.epoch + 1} of {self.cache.folder}")
+            with self.cache.claim(plan.epoch, wait=True):
+                records = self._fill(plan, pipeline, show)
+        return records
+
+    def fill_unless_claimed(self, plan: EpochPlan, pipeline: TorchPipeline, show: Show) -> Records | None:
+        """Like `fill`, but None where another process is filling this epoch."""
+        if not self.cache.exists:
+            self.cache.create(self._measure(plan, pipeline))
+        with self.cache.claim(plan.epoch, wait=False) as mine:
+            return self._fill(plan, pipeline, show) if mine else None
+
+    def _fill(self, plan: EpochPlan, pipeline: TorchPipeline, show: Show) -> Records:
+        try:
+            return self.cache.read(plan.epoch)
+        except MissingRecords:
+            pass
+        except DamagedRecords:
+            self.say(f"{self.cache.path(plan.epoch)} was damaged: it is filled again")
+        began = time.perf_counter()
+        records = answer_epoch(
+            self._teacher(plan, pipeline),
+            plan,
+            pipeline,
+            self.cache.targets,
+            self.cache.num_classes,
+            self.batch_size or best_batch_size(pipeline),
+            show,
+        )
+        self.cache.write(plan.epoch, records)
+        self.epochs += 1
+        self.seconds += time.perf_counter() - began
+        return records
+
+    def _teacher(self, plan: EpochPlan, pipeline: TorchPipeline) -> TeacherAnswers:
+        """The teacher, calibrated on the first images of the first epoch that is filled."""
+        if self._answers is None:
+            bfloat16 = self.cache.identity["precision"] == "bfloat16"
+            self._answers = TeacherAnswers(self._network(), pipeline.device, bfloat16=bfloat16, fast=True)
+            positions = np.arange(min(_MEASURED_IMAGES, pipeline.size))
+            self._agreement = self._answers.calibrate(pipeline.batch(plan, positions).images)
+        return self._answers
+
+    def _measure(self, plan: EpochPlan, pipeline: TorchPipeline) -> dict[str, object]:
+        """How the filler's way of computing agrees with the plain one, and where that was found."""
+        self._teacher(plan, pipeline)
+        assert self._agreement is not None
+        return {
+            "agreement_with_plain_float32": asdict(self._agreement),
+            "batch_size": self.batch_size or best_batch_size(pipeline),
+            "device": pipeline.device.type,
+            "torch": torch.__version__,
+            "commit": source_commit(),
+        }
+
+
+def best_batch_size(pipeline: TorchPipeline) -> int:
+    """Images per forward pass of a teacher: at 32 pixels 256 on a CPU and 2048 on a GPU, fewer of larger images."""
+    pixels = 2**21 if pipeline.device.type == "cuda" else 2**18
+    return max(8, pixels // pipeline.image_size**2)
+
+
+def answer_epoch(
+    answers: TeacherAnswers,
+    plan: EpochPlan,
+    pipeline: TorchPipeline,
+    targets: str,
+    num_classes: int,
+    batch_size: int,
+    show: Show = lambda done: None,
+) -> Records:
+    """What the teacher says to every image of an epoch, by image id; see `kept_answers`.
+
+    Raises:
+        UserError: a logit is not finite.
+    """
+    records: Records = {}
+    for start in range(0, plan.size, batch_size):
+        stop = min(start + batch_size, plan.size)
+        batch = pipeline.batch(plan, np.arange(start, stop))
+        ids = batch.ids.cpu().numpy()
+        for name, values in kept_answers(answers, batch.images, targets, num_classes).items():
+            if name not in records:
+                records[name] = np.zeros((plan.size, *values.shape[1:]), values.dtype)
+            records[name][ids] = values
+        show(stop)
+    return records
+
+
+def kept_answers(answers: TeacherAnswers, images: Tensor, targets: str, num_classes: int) -> Records:
+    """What a cache of these `targets` (`kept_targets`) keeps of the teacher's answer to B images.
+
+    hard: `labels` [B]. top-k: `classes` [B, k], `logits` float16 [B, k], `rest` float16 [B], the logarithm of the mean
+    of the other classes' exp(logit). logits: `logits` float16 [B, K]. Classes are uint8, above 256 classes uint16.
+    """
+    if targets == "hard":
+        return {"labels": _small(answers.decisions(images), num_classes)}
+    logits = answers.logits(images)
+    logits = logits - logits.amax(1, keepdim=True)
+    if targets == "logits":
+        return {"logits": _half(logits)}
+    kept, classes = logits.topk(int(targets.removeprefix("top-")), dim=1)
+    others = logits.scatter(1, classes, -math.inf).logsumexp(1) - math.log(num_classes - kept.shape[1])
+    return {"classes": _small(classes, num_classes), "logits": _half(kept), "rest": _half(others)}
+
+
+class StoredAnswers:
+    """The answers of an epoch on a device, as targets by image id: labels int64 [B] or logits float32 [B, K].
+
+    Of top-k records each class that was not kept has the same logit: the kept probabilities are the teacher's, the rest
+    is shared equally.
+    """
+
+    def __init__(self, records: Records, num_classes: int, device: torch.device) -> None:
+        self.num_classes = num_classes
+        self._records = {
+            name: torch.from_numpy(array.astype(np.int32) if array.dtype == np.uint16 else array).to(device)
+            for name, array in records.items()
+        }
+
+    def __call__(self, ids: Tensor) -> Tensor:
+        rows = {name: values.index_select(0, ids) for name, values in self._records.items()}
+        if "labels" in rows:
+            return rows["labels"].long()
+        logits = rows["logits"].float()
+        if "rest" not in rows:
+            return logits
+        dense = rows["rest"].float()[:, None].expand(-1, self.num_classes)
+        return dense.scatter(1, rows["classes"].long(), logits)
+
+
+def _small(classes: Tensor, num_classes: int) -> np.ndarray:
+    if num_classes > 2**16:
+        raise UserError(f"the teacher cache holds classes up to {2**16:,}, not {num_classes:,}")
+    return classes.cpu().numpy().astype(np.uint8 if num_classes <= 2**8 else np.uint16)
+
+
+def _half(logits: Tensor) -> np.ndarray:
+    return logits.clamp_min(torch.finfo(torch.float16).min).half().cpu().numpy()

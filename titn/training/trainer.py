@@ -45,6 +45,7 @@ class Trainer:
         seed: of the plan.
         spec: what is stored beside the weights.
         targets: the teacher's answers; None: no distillation.
+        plan_epoch: gives for an epoch, from 0, the one whose plan it has; by default its own.
         device: where batches are made.
         console: where progress goes.
         program: the command that resumes the run, for messages.
@@ -64,7 +65,9 @@ class Trainer:
         device: torch.device,
         console: Console,
         program: str,
+        plan_epoch: Callable[[int], int] = lambda epoch: epoch,
     ) -> None:
+        self.plan_epoch = plan_epoch
         self.run, self.step, self.schedule, self.dataset = run, step, schedule, dataset
         self.augmentation, self.seed, self.spec, self.targets = augmentation, seed, spec, targets
         self.device, self.console = device, console
@@ -129,14 +132,17 @@ class Trainer:
         """The plan of `epoch`, the one after the last asked for; a thread goes on to draw the next."""
         size, image_size = len(self.dataset.train_labels), self.dataset.image_size
         draw = partial(EpochPlan.draw, self.augmentation, size=size, image_size=image_size, seed=self.seed)
-        plan = draw(epoch=epoch) if self._next_plan is None else self._next_plan.result()
-        self._next_plan = self._thread.submit(draw, epoch=epoch + 1) if epoch + 1 < self.schedule.epochs else None
+        plan = draw(epoch=self.plan_epoch(epoch)) if self._next_plan is None else self._next_plan.result()
+        follows = epoch + 1 < self.schedule.epochs
+        self._next_plan = self._thread.submit(draw, epoch=self.plan_epoch(epoch + 1)) if follows else None
         return plan
 
     def _train_epoch(self, stop: StopRequest, show: Callable[[str], None]) -> float:
         """The rest of the epoch that `progress` stands in; returns its images per second."""
         progress, schedule, batch_size = self.progress, self.schedule, self.schedule.batch_size
         plan = self._plan(progress.epoch)
+        if self.targets is not None:
+            self.targets.begin_epoch(plan, self.pipeline, lambda images: self._answered(images, stop, show))
         sums = torch.tensor(progress.epoch_sums, dtype=torch.float64, device=self.device)
         self.step.module.train()
         show_every = 1 if self.device.type == "cpu" else 20
@@ -163,6 +169,14 @@ class Trainer:
         progress.timed_seconds += clock.seconds
         progress.timed_images += clock.images
         return rate
+
+    def _answered(self, images: int, stop: StopRequest, show: Callable[[str], None]) -> None:
+        """The teacher has answered so many images of the epoch ahead of its steps."""
+        epoch = self.progress.epoch + 1
+        show(f"{self.spec.name}  epoch {epoch}/{self.schedule.epochs}  teacher {images:,}/{self.pipeline.size:,}")
+        if stop.received:
+            self._save()
+            raise self._interrupted(stop.received, f"while the teacher answered epoch {epoch}")
 
     def _evaluate(self) -> Tensor:
         """Test logits, which are kept in `logits`."""
