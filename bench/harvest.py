@@ -10,7 +10,8 @@ hangs, dies or is late costs nothing but what it was at. All ends MARGIN before 
 triton, torchvision and timm, no network.
 
 One file, DIR/DEVICE/DATE-COMMIT.json, holds the sections of all parts, and in "harvest" how long each took and how it
-ended. --dry-run does the same at toy sizes, on a CPU in Triton's interpreter. Exit status 1: a part failed.
+ended. --dry-run does the same at toy sizes, on a CPU in Triton's interpreter or, with --device cuda, on a GPU. Exit
+status 1: a part failed.
 """
 
 from __future__ import annotations
@@ -84,7 +85,8 @@ PARTS = (
     Part("other-batches", "throughput --batch-sizes {other_batches} --rounds {rounds}", 50),
     Part(
         "accuracy",
-        "accuracy --dataset {dataset} --data-dir {data_dir} --split development --seeds {seeds} {length} {minutes}",
+        "accuracy --dataset {dataset} --data-dir {data_dir} --runs-dir {runs_dir} --split development --seeds {seeds} "
+        "{length} {minutes}",
         40,
     ),
 )
@@ -187,11 +189,14 @@ def collect(folder: Path, at: Setting) -> tuple[str, ...]:
 
 
 def merged(before: Any, data: Any) -> Any:
-    """A section that two parts measured: rows that say the same of the same things once, what was measured first."""
+    """A section that two parts measured: rows that say the same of the same things once, what was measured first.
+
+    One without rows stays as the first part measured it, unless that failed.
+    """
     if isinstance(before, dict) and isinstance(data, dict) and "rows" in before and "rows" in data:
         return before | data | {"rows": merged(before["rows"], data["rows"])}
     if not isinstance(before, list) or not isinstance(data, list):
-        return data
+        return before if before and "error" not in before else data
     rows: dict[tuple[Any, ...], Any] = {}
     for row in (*before, *data):
         key = tuple(row.get(name) for name in IDENTITY)
@@ -237,6 +242,7 @@ def main(argv: list[str] | None = None) -> None:
     names = tuple(part.name for part in PARTS)
     parser.add_argument("--minutes", type=float, default=10.0, help="all of it takes at most so long (default: 10)")
     parser.add_argument("--data-dir", type=Path, default=Path("data"), help="where the data set of accuracy lies")
+    parser.add_argument("--runs-dir", type=Path, default=Path("runs"), help="where the trainings of accuracy are kept")
     parser.add_argument("--dataset", default="digits", help="of accuracy (default: digits, which is always at hand)")
     parser.add_argument("--parts", nargs="+", choices=names, default=names, help=f"default: {' '.join(names)}")
     given, at = options.start(parser, argv, seed=SEED)
@@ -249,6 +255,7 @@ def main(argv: list[str] | None = None) -> None:
         "rounds": "1" if at.small else "9",
         "dataset": shlex.quote(given.dataset),
         "data_dir": shlex.quote(str(given.data_dir.resolve())),
+        "runs_dir": shlex.quote(str(given.runs_dir.resolve())),
         "seeds": "2" if at.small else "1",
         "length": "--epochs 1 --minutes" if at.small else "--minutes",
     }

@@ -29,9 +29,14 @@ Job = tuple[str, str]
 
 
 def jobs(at: Setting) -> list[Job]:
-    """Those that take longest first: contenders by name, then ("compile" or "triton", number of the case)."""
+    """Those that take longest first: contenders by name, then ("compile" or "triton", number of the case).
+
+    At toy sizes, where nothing takes long, the first of each kind only.
+    """
     contenders = [one for one in all_contenders(at.device, at.amp) if one.form != "eager" and not one.reasons]
     numbers = range(len(cases(at.device.type, at.small)[:PAPER_CASES]))
+    if at.small:
+        contenders, numbers = contenders[:1], numbers[:1]
     return [
         *(("step", one.name) for one in contenders),
         *((provider, str(number)) for provider in ("triton", "compile") for number in numbers),

@@ -47,9 +47,14 @@ def measure(step: Step, batch_size: int) -> dict[str, Any]:
         "batch_size", "device_us" (microseconds of one step: on a GPU of all its kernels, on a CPU of all operators,
         which has the profiler's own cost in it) and "rows", the 25 that take the most: "name", "us" (of one step,
         without operators called inside), "calls" (in one step, rounded) and "percent" of device_us.
+
+    Raises:
+        RuntimeError: the profiler saw nothing, as on a GPU whose driver does not let CUPTI look.
     """
     found = operators(step)
     total = sum(one.us for one in found)
+    if not total:
+        raise RuntimeError(f"torch.profiler saw nothing of the step on {step.device}")
     rows = [asdict(one) | {"percent": 100 * one.us / total} for one in found[:TOP]]
     return {"batch_size": batch_size, "device_us": total, "rows": rows}
 

@@ -48,7 +48,8 @@ def measure(
         rounds: repeats of each contender.
         starts: also time first steps, cold and warm, in processes of their own, at the second batch size (the first
             where there is one only): minutes.
-        profiled: also save the section "step_profile" of `--fast`, while it is warm at the first batch size.
+        profiled: also save the section "step_profile" of `--fast`, while it is warm at the first batch size, or
+            {"error": why there is none}.
 
     Returns:
         "precision" and "rows", one per contender and batch size: "contender", "batch_size", and either "reason" (why it
@@ -65,8 +66,8 @@ def measure(
         for standing in race(at, contenders, batch_size, rounds):
             section["rows"] = done + rows_of(contenders, batch_size, standing)
             at.save("throughput", section)
-            if standing.over and profiled and batch_size == batch_sizes[0] and FAST in standing.ready:
-                at.save("step_profile", profile.measure(standing.ready[FAST].step, batch_size))
+            if standing.over and profiled and batch_size == batch_sizes[0]:
+                at.save("step_profile", profile_of(standing, batch_size))
         done = section["rows"]
         for row in done if starts and batch_size == start_at else []:
             if row["batch_size"] == batch_size and "reason" not in row:
@@ -103,6 +104,16 @@ def rows_of(contenders: Sequence[Contender], batch_size: int, standing: Race) ->
                 }
             )
     return rows
+
+
+def profile_of(standing: Race, batch_size: int) -> dict[str, Any]:
+    """The section "step_profile" of `--fast`, or {"error": why there is none}, which costs the race nothing."""
+    if FAST not in standing.ready:
+        return {"error": f"{FAST} was not timed: {standing.outcomes.get(FAST, 'it is no contender')}"}
+    try:
+        return profile.measure(standing.ready[FAST].step, batch_size)
+    except Exception as error:
+        return {"error": described(error)}
 
 
 # First steps, in processes of their own
@@ -176,8 +187,11 @@ def main(argv: list[str] | None = None) -> None:
         print(json.dumps({"first_step_seconds": first_step(given.first_step, at, batch_sizes[0])}))
         return
     at.show("throughput", measure(at, batch_sizes, given.rounds, starts=given.starts, profiled=given.profile))
-    if at.record is not None and "step_profile" in at.record.content["sections"]:
-        at.show("step_profile", at.record.content["sections"]["step_profile"])
+    profiled = at.record.content["sections"].get("step_profile") if at.record is not None else None
+    if profiled is not None and "error" in profiled:
+        at.say(f"no profile: {profiled['error']}")
+    elif profiled is not None:
+        at.show("step_profile", profiled)
     at.finish()
 
 

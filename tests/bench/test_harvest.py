@@ -16,6 +16,7 @@ import torch
 
 from bench import harvest, warm
 from bench.harvest import GRACE, MARGIN, PARTS, Part
+from bench.kernels.times import PAPER_CASES
 from bench.options import Budget, Setting
 from bench.record import Record
 from bench.report.page import main as report
@@ -40,7 +41,7 @@ def dry_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """Folder and output of one dry run, without data at hand."""
     folder = tmp_path_factory.mktemp("harvest")
     line = [sys.executable, "-m", "bench.harvest", "--dry-run", "--minutes", "60", "--out", str(folder / "out")]
-    line += ["--data-dir", str(folder / "nothing"), "--parts", *QUICK]
+    line += ["--data-dir", str(folder / "nothing"), "--runs-dir", str(folder / "runs"), "--parts", *QUICK]
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     done = subprocess.run(line, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -192,6 +193,8 @@ def test_what_two_parts_measured_stands_together() -> None:
     ]  # fmt: skip
     again = harvest.merged([{"case": "a", "ok": True}], [{"case": "a", "skipped": "late"}])
     assert again == [{"case": "a", "ok": True}]
+    good, failed = {"copy_gb_per_s": {"median": 4000.0}}, {"error": "out of memory"}
+    assert harvest.merged(good, failed) == harvest.merged(failed, good) == harvest.merged(None, good) == good
 
 
 @pytest.mark.parametrize("minutes", [1.0, 3.0, 10.0, 30.0])
@@ -221,8 +224,10 @@ def test_all_of_it_ends_within_its_minutes(
 
 def test_warming_does_every_case_and_contender_that_compiles() -> None:
     at = Setting(torch.device("cpu"), small=True)
-    jobs = warm.jobs(at)
+    jobs = warm.jobs(Setting(at.device))
+    assert len([job for job in jobs if job[0] == "triton"]) == PAPER_CASES
     assert len(jobs) == len({*jobs}) and ("step", "titn --fast") in jobs and ("step", "timm TNT, eager") not in jobs
+    assert warm.jobs(at) == [jobs[0], ("triton", "0"), ("compile", "0")]
     assert warm.run("compile", jobs[-1][1], at) > 0
     late = Setting(at.device, small=True, budget=Budget(1e-9))
     assert warm.in_a_process(jobs[0], late) == "step titn --fast: not reached within 1e-09 seconds"
@@ -236,7 +241,7 @@ def test_the_ten_minutes_are_planned() -> None:
 
 def test_a_missing_data_set_fails_only_the_accuracy(at: Setting, tmp_path: Path) -> None:
     absent = str(tmp_path / "absent")
-    words = {"dataset": absent, "data_dir": absent, "seeds": "1", "length": "--minutes"}
+    words = {"dataset": absent, "data_dir": absent, "runs_dir": absent, "seeds": "1", "length": "--minutes"}
     with StopRequest() as stop:
         outcome = harvest.run(PARTS[-1], 600, at, words, stop)
     assert outcome.error is not None and outcome.error.startswith("error: ") and "absent" in outcome.error

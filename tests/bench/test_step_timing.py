@@ -228,6 +228,18 @@ def test_the_command_writes_what_it_measured(
     assert "images per second" in capsys.readouterr().out
 
 
+def test_without_the_step_of_fast_the_profile_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What cannot be built is not timed and not profiled; the others are timed."""
+    (eager,) = (one for one in all_contenders(CPU, AMP) if one.name == "timm TNT, eager")
+    fast = replace(fast_contender(CPU, AMP), reasons=("no compiler",))
+    monkeypatch.setattr(throughput, "all_contenders", lambda *_: [fast, eager])
+    throughput.main(["--batch-sizes", "2", "--rounds", "1", "--profile", "--dry-run", "--out", str(tmp_path)])
+    (file,) = tmp_path.glob("*/*.json")
+    sections = json.loads(file.read_text())["sections"]
+    assert sections["step_profile"] == {"error": "titn --fast was not timed: no compiler"}
+    assert "images_per_second" in sections["throughput"]["rows"][1]
+
+
 @pytest.mark.parametrize("option", ["--rounds", "--batch-sizes"])
 def test_a_bad_number_is_one_line(option: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:

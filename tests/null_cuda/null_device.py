@@ -74,21 +74,24 @@ class NullDevice:
 
     def start(self, script: str, *arguments: str, devices: int = 1) -> subprocess.Popen[str]:
         """The process of a script, its standard error in its standard output."""
-        environment = {name: value for name, value in os.environ.items() if name not in _NOT_INHERITED}
-        environment |= {
+        return subprocess.Popen(
+            [sys.executable, str(HERE / "scripts" / script), *arguments],
+            cwd=ROOT, env=self.environment(devices), text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        )  # fmt: skip
+
+    def environment(self, devices: int = 1) -> dict[str, str]:
+        """The variables of a process that sees `devices` null devices, as do all that it starts."""
+        inherited = {name: value for name, value in os.environ.items() if name not in _NOT_INHERITED}
+        return inherited | {
             "LD_PRELOAD": str(self.library),
             "NULL_CUDA_DEVICES": str(devices),
             "OMP_NUM_THREADS": "1",
-            "PYTHONPATH": str(ROOT),
+            "PYTHONPATH": f"{HERE / 'startup'}{os.pathsep}{ROOT}",
             "TORCHINDUCTOR_CACHE_DIR": str(self.caches / "inductor"),
             "TORCHINDUCTOR_COMPILE_THREADS": "1",
             "TRITON_CACHE_DIR": str(self.caches / "triton"),
             "TRITON_LIBCUDA_PATH": str(self.library.parent),
         }
-        return subprocess.Popen(
-            [sys.executable, str(HERE / "scripts" / script), *arguments],
-            cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        )  # fmt: skip
 
 
 def count(report: Report, *prefixes: str) -> int:

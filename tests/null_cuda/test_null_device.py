@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from pathlib import Path
 
 import pytest
 from null_device import NullDevice, Report
@@ -38,8 +39,16 @@ ORDINARY = {
 
 
 @pytest.fixture(scope="module")
-def faulty(null_cuda: NullDevice) -> dict[str, Report]:
-    return null_cuda.run("faults.py", devices=2)
+def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The file that the faults are written to."""
+    return tmp_path_factory.mktemp("faults") / "faults"
+
+
+@pytest.fixture(scope="module")
+def faulty(null_cuda: NullDevice, written: Path) -> dict[str, Report]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("NULL_CUDA_FAULTS", str(written))
+        return null_cuda.run("faults.py", devices=2)
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +60,11 @@ def ordinary(null_cuda: NullDevice) -> dict[str, Report]:
 def test_fault_is_seen(faulty: dict[str, Report], name: str) -> None:
     assert faulty[name]["exit"] == 0
     assert FAULTS[name] in faulty[name]["faults"][0]
+
+
+def test_faults_are_written_for_processes_that_nobody_asks(faulty: dict[str, Report], written: Path) -> None:
+    reported = [fault for report in faulty.values() for fault in report["faults"] or ()]
+    assert set(reported) <= set(written.read_text().splitlines())
 
 
 def test_host_cannot_touch_device_memory(faulty: dict[str, Report]) -> None:

@@ -1,7 +1,9 @@
-// What happened on the device since the last reset, as JSON for the scripts.
+// What happened on the device since the last reset, as JSON for the scripts; faults also go to standard error and, as
+// lines, to the file that NULL_CUDA_FAULTS names, for processes that nobody asks.
 #include "null.h"
 
 #include <cstdio>
+#include <cstdlib>
 #include <cstring>
 #include <mutex>
 #include <vector>
@@ -61,6 +63,12 @@ void null::fault(const std::string &what) {
   std::lock_guard<std::mutex> guard(mutex);
   faults.push_back(what);
   fprintf(stderr, "[null cuda] %s\n", what.c_str());
+  const char *path = std::getenv("NULL_CUDA_FAULTS");
+  FILE *file = path ? std::fopen(path, "a") : nullptr;
+  if (file) {
+    fprintf(file, "%s\n", what.c_str());
+    std::fclose(file);
+  }
 }
 
 NULL_CUDA_API void null_cuda_reset() {

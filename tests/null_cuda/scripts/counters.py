@@ -6,10 +6,6 @@ import ctypes
 import json
 from typing import Any
 
-import torch
-
-torch.backends.cudnn.enabled = False  # cuDNN talks to the driver by itself; PyTorch's own convolutions take its place
-
 _library = ctypes.CDLL(None)
 _library.null_cuda_report.restype = ctypes.c_void_p
 
