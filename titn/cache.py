@@ -29,19 +29,12 @@ from titn.errors import OneLineParser, UserError, command
 from titn.pipelines import EpochPlan, TorchPipeline
 from titn.teachers.answers import TeacherAnswers
 from titn.teachers.find import Teacher, find_teacher, load_teacher
-from titn.train import (
-    augmentation_of,
-    cached_epochs,
-    load_data,
-    open_run,
-    teacher_cache,
-    trained,
-    use_device,
-)
+from titn.train import trained
 from titn.training.cache_archive import export_cache, import_cache
+from titn.training.preparation import augmentation_of, load_data, open_run, use_device
 from titn.training.schedule import Schedule
 from titn.training.switches import describe, select
-from titn.training.targets import CacheFiller, StoredAnswers, kept_answers
+from titn.training.targets import CacheFiller, StoredAnswers, cached_epochs, kept_answers, teacher_cache
 from titn.training.teacher_cache import FOLDER, MANIFEST, TeacherCache, epochs_in_words
 
 PROGRAM = "python -m titn.cache"

@@ -4,9 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
+from torch import Tensor
+
+from titn.metrics import classification_metrics
+from titn.provenance import source_commit
+from titn.teachers.find import Teacher
+from titn.training.switches import Switches, describe
+from titn.training.trainer import Trainer
 
 
 @dataclass(frozen=True)
@@ -47,6 +55,38 @@ class Result:
     device: str
     torch: str
     commit: str | None
+
+
+def result_of(trainer: Trainer, logits: Tensor, switches: Switches, macs: int, teacher: Teacher | None) -> Result:
+    """The result of a training that has come to its end with these test logits, float32 [N, K]."""
+    run, dataset, schedule, progress = trainer.run, trainer.dataset, trainer.schedule, trainer.progress
+    return Result(
+        run=str(run.folder),
+        **classification_metrics(logits, torch.from_numpy(dataset.test_labels)),
+        best_top1=progress.best_top1,
+        best_epoch=progress.best_epoch,
+        average_top1=(run.metrics() or [{}])[-1].get("test_top1_average"),
+        teacher=teacher.name if teacher else None,
+        teacher_top1=teacher.top1 if teacher else None,
+        dataset=dataset.name,
+        classes=dataset.num_classes,
+        train_images=len(dataset.train_labels),
+        test_images=len(dataset.test_labels),
+        model=trainer.spec.name,
+        parameters=sum(parameter.numel() for parameter in trainer.step.module.parameters()),
+        macs=macs,
+        epochs=schedule.epochs,
+        batch_size=schedule.batch_size,
+        seed=trainer.seed,
+        images_per_second=progress.timed_images / max(progress.timed_seconds, 1e-9),
+        wall_seconds=progress.wall_seconds,
+        amp=str(switches.amp).removeprefix("torch.") if switches.amp else "off",
+        compile=switches.compile,
+        kernels=switches.kernels,
+        device=describe(switches.device),
+        torch=torch.__version__,
+        commit=source_commit(),
+    )
 
 
 def show_result(result: Result, console: Console, *next_commands: tuple[str, str]) -> None:

@@ -6,17 +6,36 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict
+from pathlib import Path
 from typing import Literal, Protocol
 
 import numpy as np
 import torch
+from rich.console import Console
+from rich.text import Text
 from torch import Tensor, nn
 
+from titn.config import RunConfig
+from titn.data.dataset import Dataset
 from titn.errors import UserError
 from titn.pipelines import Batch, EpochPlan, TorchPipeline
 from titn.provenance import source_commit
 from titn.teachers.answers import Agreement, TeacherAnswers
-from titn.training.teacher_cache import DamagedRecords, MissingRecords, Records, TeacherCache
+from titn.teachers.find import Teacher
+from titn.training.preparation import augmentation_of
+from titn.training.schedule import Schedule
+from titn.training.switches import Switches, native_bfloat16
+from titn.training.teacher_cache import (
+    REFILL,
+    DamagedRecords,
+    MissingRecords,
+    Records,
+    TeacherCache,
+    cache_identity,
+    epochs_in_words,
+    kept_targets,
+    other_caches,
+)
 
 Show = Callable[[int], None]
 """Told how many images of an epoch the teacher has answered so far; may raise to stop."""
@@ -32,6 +51,10 @@ class TeacherTargets(Protocol):
         ...
 
     def __call__(self, batch: Batch) -> Tensor: ...
+
+    def summary(self) -> str:
+        """Where the answers came from, in words."""
+        ...
 
 
 class LiveTeacher:
@@ -61,6 +84,10 @@ class LiveTeacher:
         with torch.autocast(batch.images.device.type, self.amp, enabled=self.amp is not None):
             logits: Tensor = self.answers.network(batch.images)
         return logits.argmax(1) if self.kind == "hard" else logits.float()
+
+    def summary(self) -> str:
+        """That nothing was stored, in words."""
+        return "Teacher: asked about every batch"
 
 
 class CachedTeacher:
@@ -270,3 +297,68 @@ def _small(classes: Tensor, num_classes: int) -> np.ndarray:
 
 def _half(logits: Tensor) -> np.ndarray:
     return logits.clamp_min(torch.finfo(torch.float16).min).half().cpu().numpy()
+
+
+def teacher_cache(
+    config: RunConfig, switches: Switches, schedule: Schedule, dataset: Dataset, teacher: Teacher
+) -> TeacherCache:
+    """The cache that a student of `config` reads: where bfloat16 answers will do, those in float32 are better.
+
+    Raises:
+        UserError: its folder is damaged or of another identity.
+    """
+    kept = kept_targets(config.distillation_term["kind"], config.stored_logits, dataset.num_classes)
+    if config.distillation_term["kind"] == "standardized" and kept.startswith("top-"):
+        raise UserError("--distillation standardized needs the spread of all logits: leave --cache-top-k out")
+    rough = switches.amp is not None and native_bfloat16(switches.device)
+    identities = [
+        cache_identity(
+            dataset,
+            augmentation_of(config, schedule.batch_size),
+            config.seed,
+            teacher=teacher.identity,
+            precision=precision,
+            targets=kept,
+        )
+        for precision in ("float32", *["bfloat16"] * rough)
+    ]
+    if teacher.weights.is_dir():
+        stored = TeacherCache.open(teacher.weights).identity["precision"]
+        fitting = [identity for identity in identities if identity["precision"] == stored]
+        cache = TeacherCache(teacher.weights, (fitting or identities)[0])
+        cache.check()
+        return cache
+    root = Path(config.runs_dir).expanduser()
+    caches = [TeacherCache.at(root, identity, dataset.name) for identity in identities]
+    return next((cache for cache in caches if cache.exists), caches[-1])
+
+
+def cached_epochs(config: RunConfig, schedule: Schedule) -> range:
+    """The epochs, from 0, whose plans the training has."""
+    return range(min(schedule.epochs, config.epochs_in_turn or schedule.epochs))
+
+
+def teacher_targets(
+    config: RunConfig, switches: Switches, schedule: Schedule, dataset: Dataset, teacher: Teacher, console: Console
+) -> TeacherTargets:
+    """Where the student's targets come from.
+
+    Raises:
+        UserError: they have to come from the cache alone, which is incomplete, damaged or not there.
+    """
+    if config.stored_answers == "off":
+        return LiveTeacher(teacher.network, config.distillation_term["kind"], switches.amp, switches.device)
+    cache = teacher_cache(config, switches, schedule, dataset, teacher)
+    epochs = cached_epochs(config, schedule)
+    there = epochs_in_words(set(epochs) & set(cache.epochs()))
+    console.print(Text(f"Teacher cache: {cache.folder}, with epochs: {there}"), soft_wrap=True)
+    if config.stored_answers == "auto":
+        return CachedTeacher(
+            cache, CacheFiller(cache, lambda: teacher.network, lambda line: console.print(Text(line), soft_wrap=True))
+        )
+    if not cache.exists:
+        others = other_caches(Path(config.runs_dir).expanduser(), cache.identity)
+        near = f"; the nearest, {others[0][0]}, differs in {', '.join(others[0][1])}" if others else ""
+        raise UserError(f"--teacher-cache only: {cache.folder} is not there{near}: {REFILL}")
+    cache.require(epochs)
+    return CachedTeacher(cache, None)

@@ -13,9 +13,10 @@ from titn.errors import UserError
 from titn.evaluate import evaluate
 from titn.network import load_network
 from titn.pipelines import Batch
-from titn.train import load_data, train
+from titn.train import train
 from titn.training import checkpoint
 from titn.training.average import WeightAverage
+from titn.training.preparation import load_data
 from titn.training.run import Run
 from titn.training.step import TrainStep, distillation_objective
 from titn.training.trainer import test_logits as logits_of

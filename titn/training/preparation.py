@@ -1,0 +1,223 @@
+"""What a training needs before it begins: the run to go on with, the data, checks, what is said, the step."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.text import Text
+from torch import nn
+
+from titn.config import AugmentationSettings, Config, RunConfig, ScheduleSettings, flag
+from titn.data.dataset import Dataset, explain_difference, load_dataset
+from titn.errors import UserError
+from titn.pipelines import Augmentation
+from titn.teachers.find import TeacherSource
+from titn.training.average import WeightAverage
+from titn.training.captured import CapturedStep, take_kernels
+from titn.training.optimizers import build_optimizer, check_optimizer
+from titn.training.run import Run
+from titn.training.schedule import Schedule
+from titn.training.step import TrainStep, compile_network, distillation_objective
+from titn.training.switches import Switches
+from titn.training.teacher_cache import REFILL
+
+MAY_CHANGE = {"resume", "runs_dir", "device", "data_dir", "lr", "amp", "teacher_cache"}
+"""Settings that may be given with --resume."""
+
+TRAINING_SETTINGS = {*ScheduleSettings.__annotations__, *AugmentationSettings.__annotations__} - {"epochs"}
+"""Settings that a teacher has of its own."""
+
+
+def check_surroundings() -> None:
+    """Raise UserError where torchrun or a changed default of torch would lead a training astray."""
+    count = os.environ.get("WORLD_SIZE", "1")
+    if count != "1":
+        raise UserError(
+            f"{count} processes were started (WORLD_SIZE), but a run is one process: start it without torchrun"
+        )
+    if torch.get_default_dtype() != torch.float32:
+        raise UserError(f"torch's default dtype is {torch.get_default_dtype()}: set it back to torch.float32 to train")
+
+
+def use_device(device: torch.device) -> None:
+    """Make `device` the current one; float32 means float32, in convolutions as in products."""
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+        torch.backends.cudnn.allow_tf32 = False
+
+
+def open_run(config: Config) -> tuple[Config, Run | None]:
+    """The configuration to train with, and the run folder if an earlier run is to be continued.
+
+    Raises:
+        UserError: the run to continue is missing or of the other kind, or settings are given that it has already.
+    """
+    if config.resume is None:
+        return config, None
+    run = Run.find(config.resume, config.runs_dir)
+    stored = run.config(config.data_dir if "data_dir" in config.said else None)
+    if not isinstance(stored, type(config)):
+        raise UserError(
+            f"{run.folder} is a run of {stored.program}: {stored.program} --resume {run.folder} continues it"
+        )
+    for name in sorted(config.said - MAY_CHANGE):
+        has = getattr(stored, name)
+        if getattr(config, name) not in (None, "auto", has):
+            raise UserError(f"--resume goes on with the run's own configuration ({has}): drop {flag(name)}")
+    changes = {name: getattr(config, name) for name in config.said & MAY_CHANGE - {"resume", "runs_dir", "data_dir"}}
+    return stored.changed(**changes, runs_dir=str(run.folder.parent)), run
+
+
+def load_data(config: RunConfig, dataset: Dataset | None) -> Dataset:
+    """The configured data set, or the one given.
+
+    Raises:
+        UserError: it cannot be read, or the configuration asks for another than the one given.
+    """
+    if dataset is None:
+        return load_dataset(
+            config.dataset, config.data_dir, image_size=config.image_size, limit_train=config.limit_train
+        )
+    images = len(dataset.train_labels)
+    if config.image_size != dataset.image_size or config.limit_train not in (None, images):
+        raise UserError(
+            f"the data set given has {images} training images of {dataset.image_size} pixels, the configuration asks "
+            f"for {config.limit_train or 'all'} of {config.image_size}: leave limit_train out, and give image_size"
+        )
+    return dataset
+
+
+def announce(
+    config: RunConfig,
+    switches: Switches,
+    dataset: Dataset,
+    schedule: Schedule,
+    teacher: TeacherSource | None,
+    console: Console,
+) -> None:
+    """Say what is about to be done, and what of the settings does nothing."""
+    console.print(Text.assemble("Training ", (config.network, "bold")))
+    switches.show(console)
+    lines = [
+        f"{dataset.name}: {len(dataset.train_labels):,} training and {len(dataset.test_labels):,} test images, "
+        f"{dataset.num_classes} classes, {dataset.channels}x{dataset.image_size}x{dataset.image_size}",
+        f"{schedule.epochs} epoch{'s' * (schedule.epochs > 1)}, batch size {schedule.batch_size}, "
+        f"learning rate {schedule.peak:.3g}",
+    ]
+    if config.batch_size != "auto" and config.batch_size > schedule.batch_size:
+        lines.append(f"--batch-size {config.batch_size} is more than all training images: {schedule.batch_size} it is")
+    if teacher is None and config.distils_from != "none":
+        lines.append(f"{config.network} has no distillation token: it trains without a teacher")
+    lines += [*dataset.notes, *config.without_effect]
+    if teacher is not None:
+        lines.append(f"Teacher: {teacher.path}" + (", to be trained first" if teacher.to_train else ""))
+        lines += teacher.notes
+        own = sorted(config.said & TRAINING_SETTINGS)
+        if teacher.to_train and own:
+            lines.append(f"{', '.join(map(flag, own))} of the student: its teacher's are set by --teacher-settings")
+    if switches.compile:
+        lines.append("The first step compiles: about a minute where this network was never compiled before")
+    for line in lines:
+        console.print(Text(line), soft_wrap=True)
+
+
+def check_fit(
+    config: RunConfig,
+    switches: Switches,
+    schedule: Schedule,
+    dataset: Dataset,
+    module: nn.Module,
+    source: TeacherSource | None,
+) -> None:
+    """Raise UserError for settings that do not go together: batch, optimiser, distillation, cached teacher."""
+    check_optimizer(config.optimizer, module, switches.device)
+    smallest = schedule.batch_size // config.accumulate
+    if smallest == 0:
+        raise UserError(f"--accumulate {config.accumulate} is more than the {schedule.batch_size} images of a batch")
+    normalises = any(isinstance(each, nn.modules.batchnorm._BatchNorm) for each in module.modules())
+    if smallest == 1 and normalises:
+        raise UserError(
+            f"{config.network} normalises over the batch and needs --batch-size 2 or more, not 1"
+            if config.accumulate == 1
+            else f"{config.network} normalises over the batch: --accumulate {config.accumulate} leaves it one image"
+        )
+    if source is None:
+        return
+    if config.distillation_term["kind"] == "standardized" and dataset.num_classes < 3:
+        raise UserError(
+            f"{dataset.name} has {dataset.num_classes} classes, and two standardised logits are 1 and -1 in any image: "
+            "choose another --distillation"
+        )
+    if source.to_train and config.stored_answers == "only":
+        raise UserError(f"--teacher-cache only: the teacher {source.path} is still to be trained; {REFILL} first")
+
+
+def check_room(config: RunConfig, module: nn.Module) -> None:
+    """Raise UserError unless the disk has room for the checkpoints, up to three of weights and optimiser state."""
+    place = Path(config.runs_dir).expanduser().resolve()
+    folder = next(each for each in (place, *place.parents) if each.exists())
+    moments = 2 if config.optimizer in ("adam", "adamw", "muon") else 1
+    needed = (
+        3
+        * (1 + moments + bool(config.average))
+        * sum(value.numel() * value.element_size() for value in module.state_dict().values())
+    )
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise UserError(
+            f"--runs-dir {config.runs_dir} has {free / 2**20:,.0f} MiB free, the checkpoints of this run need about "
+            f"{needed / 2**20:,.0f} MiB; free some space or choose another folder"
+        )
+
+
+def check_same_data(run: Run, dataset: Dataset) -> None:
+    """Raise UserError where the data set is not the one that the run was begun with."""
+    difference = explain_difference(run.dataset(), dataset.identity())
+    if difference is not None:
+        raise UserError(
+            f"{dataset.name} is not what it was when {run.folder} was begun ({difference}): bring the data back as it "
+            "was, or begin a new run"
+        )
+
+
+def augmentation_of(config: RunConfig, batch_size: int) -> Augmentation:
+    """The augmentation that the configuration describes; the paper's CutMix needs to know the batch."""
+    return Augmentation(
+        crop_padding=config.crop_padding,
+        flip=config.flip,
+        policy=config.augmentation,
+        mix=config.mix,
+        mix_alpha=config.mix_alpha,
+        mix_batch=batch_size,
+    )
+
+
+def build_step(
+    config: RunConfig, switches: Switches, schedule: Schedule, module: nn.Module, *, distils: bool
+) -> TrainStep:
+    """The training step of `config`; `module` goes to the device and is compiled as the switches say."""
+    module.to(switches.device)
+    optimizer = build_optimizer(config.optimizer, module, schedule.peak, config.weight_decay)
+    average = WeightAverage(module, config.average) if config.average else None
+    if switches.compile:
+        compile_network(module, "graph" if switches.cuda_graph else "blocks")
+    if switches.captured:
+        take_kernels(module)
+    term: dict[str, Any] = config.distillation_term if distils else {"kind": "none"}
+    objective = distillation_objective(**term, label_smoothing=config.label_smoothing, backend=switches.kernels)
+    scaler = torch.amp.GradScaler(switches.device.type, enabled=switches.amp is torch.float16)
+    return (CapturedStep if switches.captured else TrainStep)(
+        module,
+        optimizer,
+        objective,
+        amp=switches.amp,
+        scaler=scaler,
+        cuda_graph=switches.cuda_graph and switches.compile,
+        accumulate=config.accumulate,
+        average=average,
+    )
