@@ -92,8 +92,9 @@ def cast_at_once(weights: Sequence[Tensor], dtype: torch.dtype) -> Iterator[None
     For eager code and captures; what torch.compile traces casts for itself.
     """
     casts = [torch.empty_like(weight, dtype=dtype, requires_grad=False) for weight in weights]
-    with torch.no_grad():
-        torch._foreach_copy_(casts, list(weights))
+    if casts:
+        with torch.no_grad():
+            torch._foreach_copy_(casts, list(weights))
     _casts.update((id(weight), (weight, cast)) for weight, cast in zip(weights, casts, strict=True))
     try:
         yield

@@ -152,6 +152,8 @@ def test_weights_are_cast_at_once() -> None:
     with pytest.raises(ZeroDivisionError), cast_at_once(weights, torch.bfloat16):
         1 / 0  # noqa: B018
     assert in_dtype(weights[0], torch.bfloat16).data_ptr() != first.data_ptr()
+    with cast_at_once([], torch.bfloat16):  # of a network without the operations
+        assert torch.equal(in_dtype(weights[0], torch.bfloat16), plain)
 
 
 def test_layers_take_the_kernels_that_have_their_sizes() -> None:
