@@ -27,6 +27,7 @@ def logits_and_gradients(model: torch.nn.Module, images: Tensor, gradients: list
     return [h.detach() for h in heads], dict(zip(names, found, strict=True))
 
 
+@pytest.mark.usefixtures("large_tiles")
 @pytest.mark.parametrize(
     ("name", "options"),
     [
@@ -64,6 +65,7 @@ def test_same_state_dict_whatever_the_kernels() -> None:
     assert all(torch.equal(a, b) for a, b in zip(plain.state_dict().values(), fused.state_dict().values(), strict=True))
 
 
+@pytest.mark.usefixtures("large_tiles")
 def test_kernels_are_really_used(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every fused operation is called, with the model's choice of backend."""
     from titn.models import layers
@@ -86,6 +88,7 @@ def test_kernels_are_really_used(monkeypatch: pytest.MonkeyPatch) -> None:
     assert seen == {name: {"triton"} for name in ("inner_block", "pixels_to_patches", "outer_block")}
 
 
+@pytest.mark.usefixtures("large_tiles")
 @pytest.mark.filterwarnings("error:Grad strides do not match bucket view strides")
 def test_gradients_in_buckets_of_ddp(tmp_path: Path) -> None:
     """DistributedDataParallel, whose gradients are views of its buckets, gives the same gradients."""
