@@ -123,7 +123,7 @@ class TeacherAnswers:
         else:
             with torch.autocast(images.device.type, torch.bfloat16, enabled=precision is torch.bfloat16):
                 logits = self._quick(images.to(memory_format=self._layout))
-        if not torch.isfinite(logits).all():
+        if (~torch.isfinite(logits)).any():
             raise UserError("the teacher gives logits that are not finite: train it again, or at a lower --lr")
         return logits
 

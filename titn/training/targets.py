@@ -60,7 +60,8 @@ class TeacherTargets(Protocol):
 class LiveTeacher:
     """Runs the teacher on every batch: the very images the student sees (arXiv 2502.16762, section 3).
 
-    In float32 its decisions do not depend on the batch (`titn.teachers.answers`); under autocast they may.
+    In float32 on a CPU its decisions do not depend on the batch (`titn.teachers.answers`). Under autocast they may, and
+    on a GPU, where looking for close calls would make every step wait for the host.
     """
 
     def __init__(
@@ -79,7 +80,7 @@ class LiveTeacher:
 
     @torch.no_grad()
     def __call__(self, batch: Batch) -> Tensor:
-        if self.kind == "hard" and self.amp is None:
+        if self.kind == "hard" and self.amp is None and batch.images.device.type == "cpu":
             return self.answers.decisions(batch.images)
         with torch.autocast(batch.images.device.type, self.amp, enabled=self.amp is not None):
             logits: Tensor = self.answers.network(batch.images)
