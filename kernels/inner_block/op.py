@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from titn.kernels.common.backend import choose, no_native_kernel, triton_reasons
-from titn.kernels.common.device import autocast_dtype, interpreting
+from titn.kernels.common.device import autocast_dtype, interpreting, shared_memory
 from titn.kernels.common.registration import register
 from titn.kernels.common.weights import AttentionWeights, MlpWeights
 from titn.kernels.inner_block.reference import GROUP, inner_block_innermost, inner_block_reference
@@ -84,6 +84,8 @@ def _triton_reasons(
         reasons.append(f"{channels} channels are more than {LARGEST_CHANNELS}")
     if not interpreting():
         reasons += _device_limits(dtype, length, channels)
+        if not reasons and channels > NARROW[dtype]:
+            reasons += _memory_limits(channels, num_heads, shared_memory(x))
     if channels // num_heads > LARGEST_HEAD:
         reasons.append(f"heads of width {channels // num_heads} are wider than {LARGEST_HEAD}")
     return reasons
@@ -97,6 +99,20 @@ def _device_limits(dtype: torch.dtype, length: int, channels: int) -> list[str]:
     if length > SHORT and channels > narrow:
         return [f"sequences of more than {SHORT} tokens fit a GPU up to {narrow} channels, not {channels}"]
     return []
+
+
+def _memory_limits(channels: int, num_heads: int, available: int) -> list[str]:
+    """What a GPU with `available` bytes of shared memory cannot hold of blocks wider than NARROW.
+
+    Their attention_backward_wide takes 68 KB and 8 KB for each of the heads that share a slice, as compiled. Heads of
+    16 channels and more have a slice each and take 88 KB, which every GPU has.
+    """
+    width = channels // num_heads
+    need = 69_632 + 8_192 * min(num_heads, (max(16, 1 << width.bit_length()) - 1) // width)
+    if need <= available:
+        return []
+    sizes = f"{channels} channels in {num_heads} heads"
+    return [f"{sizes} take {need} bytes of shared memory, the device has {available}: use fewer heads"]
 
 
 class _InnerBlock(torch.autograd.Function):

@@ -238,6 +238,16 @@ def test_what_no_gpu_holds_is_refused_there() -> None:
     assert op._device_limits(torch.float32, 17, 12) and op._device_limits(torch.bfloat16, 17, 40)
 
 
+def test_what_a_device_cannot_hold_is_refused_there() -> None:
+    small, middle, large = 99 * 1024, 163 * 1024, 227 * 1024
+    for channels, heads in ((40, 8), (63, 7), (63, 3), (40, 4)):
+        assert op._memory_limits(channels, heads, small) == []
+    (reason,) = op._memory_limits(63, 21, small)
+    assert "take 110592 bytes" in reason and "has 101376" in reason
+    assert op._memory_limits(40, 20, middle) == op._memory_limits(63, 63, large) == []
+    assert op._memory_limits(63, 63, middle)
+
+
 def test_shapes_that_do_not_fit() -> None:
     inputs = make_inputs(3, 16, 12)
     with pytest.raises(ValueError, match="5 heads do not divide 12 channels"):
