@@ -268,7 +268,7 @@ def test_bfloat16_on_gpu(length: int, channels: int, heads: int) -> None:
 
 @pytest.mark.parametrize(("sequences", "channels", "heads"), [(5, 24, 4), (9, 40, 4)])
 def test_bfloat16_of_wide_blocks(sequences: int, channels: int, heads: int) -> None:
-    """In parts, and with the sums in memory; the others are in test_operations.py."""
+    """In parts, and with the sums in memory; the others are in test_all_operations.py."""
     draws = [make_inputs(sequences, 16, channels, dtype=torch.bfloat16)]
     dy = randn(sequences, 16, channels, seed=99, dtype=torch.bfloat16)
     assert_at_most_twice_plain(fused(heads), plain(heads), draws, BLOCK_NAMES, [dy], torch.bfloat16)

@@ -144,7 +144,7 @@ LARGE: tuple[tuple[str, Sizes], ...] = (
 )  # fmt: skip
 NEAREST: tuple[tuple[str, Sizes], ...] = (
     *LARGE, ("inner_block", (16, 40, 8)), ("outer_attention", (384,)), ("layernorm_mlp", (640,)),
-    ("distillation_loss", (4096, "decoupled")),
+    ("distillation_loss", (4096, "standardized")),
 )  # fmt: skip
 PLAN = [(86, *case, dtype, True) for case, dtypes in CASES.items() for dtype in dtypes]
 PLAN += [(120, *case, dtype, False) for case in NEAREST for dtype in CASES[case]]

@@ -12,8 +12,9 @@ import counters
 import forms
 import torch
 
-from bench.training.contenders import LEARNING_RATE, Sizes, Step, captured
+from bench.training.contenders import LEARNING_RATE, Sizes, Step
 from titn.training.average import WeightAverage
+from titn.training.captured import capture
 from titn.training.optimizers import build_optimizer
 from titn.training.step import TrainStep
 
@@ -42,8 +43,8 @@ for _ in range(5):
     take()
     steps.append(counters.read())
 counters.reset()
-graph = captured(take, device)
-capture = counters.read()
+graph = capture(take, device)
+recorded = counters.read()
 counters.reset()
 graph.replay()
-counters.answer({"warm_up": warm_up, "steps": steps, "capture": capture, "replay": counters.read()})
+counters.answer({"warm_up": warm_up, "steps": steps, "capture": recorded, "replay": counters.read()})
