@@ -31,7 +31,7 @@ few = {"num_warps": (3, 4), "resident_slices": (2, 9), "resident_blocks": (9,)}
 narrow = replace(narrow, choices=few)
 with ProcessPoolExecutor(1) as pool:
     row = tune.shortlist(narrow, 90, pool)
-print(json.dumps([row, tune.judge(wide, {**wide.candidates(90)[0], "parts": 1}, 90)]))
+print(json.dumps([row, tune.judge(wide, {**wide.candidates(90)[0], "parts": 1, "num_warps": 1}, 90)]))
 """
 
 
@@ -53,7 +53,7 @@ def test_dry_run_tries_two_candidates_and_writes_no_row(tmp_path: Path) -> None:
 
 
 def test_the_compiler_rules_out_what_spills_or_fails_and_ranks_the_rest() -> None:
-    """Without a GPU and without the interpreter; the sums of all parts at once need more registers than there are."""
+    """Without a GPU or the interpreter; the sums of all parts at once need more registers than one warp has."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     done = subprocess.run(
         [sys.executable, "-c", COMPILE], cwd=ROOT, env=environment, capture_output=True, text=True, check=False

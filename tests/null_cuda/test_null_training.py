@@ -64,8 +64,9 @@ def test_float32_is_not_tf32(null_cuda: NullDevice, runs: Path) -> None:
 def test_nothing_waits_between_two_displays(null_cuda: NullDevice, runs: Path, choice: str) -> None:
     intervals = trained(null_cuda, runs, choice)
     between = [interval["report"] for before, interval in pairwise(intervals) if before["bar"] == interval["bar"]]
-    assert between
-    for report in between:
+    steady = [report for report in between if not count(report, "capture")]
+    assert len(steady) >= 2 and len(between) - len(steady) <= 1, "one capture, which may wait, then 24 steps more"
+    for report in steady:
         assert count(report, "launch kernel") and count(report, "copy pinned to device")
         assert count(report, "synchronize") <= 1 and count(report, "copy device to pageable") <= 1
         assert count(report, "copy pageable to device", "allocate", "load module", "capture") == 0
