@@ -132,8 +132,10 @@ def _compiler_reasons(chosen: str, cache: str) -> tuple[str, ...]:
         return ("no C++ compiler: install g++ or clang++",)
     if not (Path(sysconfig.get_paths()["include"]) / "Python.h").is_file():
         return ("no Python headers: install python3-dev",)
-    if cache and not os.access(next(each for each in (Path(cache), *Path(cache).parents) if each.exists()), os.W_OK):
-        return (f"TORCHINDUCTOR_CACHE_DIR {cache} cannot be written",)
+    if cache:
+        place = next(each for each in (Path(cache).absolute(), *Path(cache).absolute().parents) if each.exists())
+        if not place.is_dir() or not os.access(place, os.W_OK):
+            return (f"TORCHINDUCTOR_CACHE_DIR {cache} is no folder that can be written",)
     try:
         with tempfile.TemporaryDirectory() as folder:
             include = sysconfig.get_paths()["include"]

@@ -241,6 +241,10 @@ def test_a_compiler_that_does_not_work_is_said(tmp_path: Path, monkeypatch: pyte
     (row,) = (row for row in chosen.rows if row.name == "compile")
     assert (row.on, chosen.compile) == (False, False)
     assert "internal compiler error" in row.reasons[0]
+    monkeypatch.delenv("CXX")
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(broken))
+    with pytest.raises(UserError, match="is no folder that can be written"):
+        switches.select(SMALL.changed(compile="on"))
 
 
 @pytest.mark.skipif(bool(switches.compile_reasons(torch.device("cpu"))), reason="no working C++ compiler")
