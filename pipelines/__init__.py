@@ -1,7 +1,10 @@
 """From stored images to augmented batches: the epoch plan and the pipelines that apply it to pixels."""
 
+from titn.pipelines.augmentation import Augmentation
 from titn.pipelines.batch import Batch
-from titn.pipelines.plan import Augmentation, EpochPlan
+from titn.pipelines.make import make_pipeline
+from titn.pipelines.pipeline import Pipeline
+from titn.pipelines.plan import EpochPlan
 from titn.pipelines.torch_pipeline import TorchPipeline
 
-__all__ = ["Augmentation", "Batch", "EpochPlan", "TorchPipeline"]
+__all__ = ["Augmentation", "Batch", "EpochPlan", "Pipeline", "TorchPipeline", "make_pipeline"]

@@ -16,6 +16,9 @@ class Stream(IntEnum):
     AUTOAUGMENT = 3
     MNIST = 4
     MIX = 5
+    RANDAUGMENT = 6
+    TRIVIALAUGMENT = 7
+    ERASE = 8
 
 
 def words(seed: int, epoch: int, stream: Stream, rows: int, columns: int = 1) -> np.ndarray:

@@ -2,38 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from titn.pipelines.augmentation import Mix
 from titn.pipelines.batch import Batch
 from titn.pipelines.operations import OPERATIONS, crop_and_flip, paste_boxes
-from titn.pipelines.plan import EpochPlan, Mix
-from titn.pipelines.policies.operation_rows import Operation, OperationRows
-
-Indices = np.ndarray | Tensor | Sequence[int]
-"""Integers on the host: an array, a CPU tensor or a list."""
+from titn.pipelines.pipeline import Indices, Pipeline
+from titn.pipelines.plan import EpochPlan
+from titn.pipelines.policies import Operation, OperationRows
 
 
-class TorchPipeline:
+class TorchPipeline(Pipeline):
     """Augmented batches of a data set that lies on `device` as uint8.
 
     The image of (seed, epoch, id) is the same bit for bit whatever the batch it comes in: all pixel work up to CutMix
-    is on integers or in Pillow's precision, and normalisation is byte * (1 / (255 std)) - mean / std with both
-    coefficients rounded to float32 once.
+    is on integers or in Pillow's precision.
 
-    Args:
-        images: uint8 [N, S, S, C], C = 1 or 3.
-        labels: integers [N].
-        mean: per channel, 0..1 scale.
-        std: per channel, 0..1 scale, above 0.
-        device: where the images are kept and batches are made.
-
-    Raises:
-        ValueError: a shape, type or value does not fit.
+    Arguments: see `Pipeline`; here the images lie on `device`.
     """
+
+    @classmethod
+    def reasons(cls, device: torch.device, image_size: int) -> list[str]:
+        return []
 
     def __init__(
         self,
@@ -44,68 +38,16 @@ class TorchPipeline:
         std: Sequence[float],
         device: torch.device | str = "cpu",
     ) -> None:
-        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1] != images.shape[2] or not images.size:
-            raise ValueError(f"images must be uint8 [N, S, S, C], not {images.dtype} {list(images.shape)}")
-        if images.shape[3] not in (1, 3):
-            raise ValueError(f"images must have 1 or 3 channels, not {images.shape[3]}")
-        if labels.shape != images.shape[:1] or not np.issubdtype(labels.dtype, np.integer):
-            raise ValueError(f"labels must be {len(images)} integers, not {labels.dtype} {list(labels.shape)}")
-        if len(mean) != images.shape[3] or len(std) != images.shape[3]:
-            raise ValueError(f"mean and std must have {images.shape[3]} values each, not {len(mean)} and {len(std)}")
-        if not all(np.isfinite(mean)) or not all(np.isfinite(std)) or min(std) <= 0:
-            raise ValueError(f"mean must be finite and std finite and above 0, not {list(mean)} and {list(std)}")
-        self.device = torch.device(device)
-        self.size = len(images)
-        self.image_size = images.shape[1]
+        super().__init__(images, labels, mean=mean, std=std, device=device)
         self._images = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2))).to(self.device)
         self._labels = torch.from_numpy(labels.astype(np.int64)).to(self.device)
-        deviation = np.asarray(std, dtype=np.float64)
-        self._scale = self._per_channel(1.0 / (255.0 * deviation))
-        self._offset = self._per_channel(np.asarray(mean, dtype=np.float64) / deviation)
-
-    def __len__(self) -> int:
-        """Number of images."""
-        return self.size
-
-    def steps(self, batch_size: int, world_size: int = 1) -> int:
-        """Steps of an epoch with `batch_size` images per process; an incomplete last one is dropped.
-
-        Raises:
-            ValueError: batch_size or world_size is below 1.
-        """
-        if batch_size < 1 or world_size < 1:
-            raise ValueError(f"batch_size and world_size must be at least 1, not {batch_size} and {world_size}")
-        return self.size // (batch_size * world_size)
-
-    def epoch(
-        self, plan: EpochPlan, batch_size: int, *, first_step: int = 0, rank: int = 0, world_size: int = 1
-    ) -> Iterator[Batch]:
-        """The batches of an epoch from `first_step` on, `batch_size` images each.
-
-        Step s covers batch_size * world_size consecutive positions; process `rank` takes its contiguous slice.
-
-        Raises:
-            ValueError: the plan is for other images, there is no complete step, or a number is out of range.
-        """
-        steps = self.steps(batch_size, world_size)
-        self._check_plan(plan)
-        if not steps:
-            raise ValueError(f"{self.size} images do not fill one step of {batch_size * world_size}")
-        if not 0 <= rank < world_size:
-            raise ValueError(f"rank must be from 0 to {world_size - 1}, not {rank}")
-        if not 0 <= first_step <= steps:
-            raise ValueError(f"first_step must be from 0 to {steps}, not {first_step}")
-        starts = ((step * world_size + rank) * batch_size for step in range(first_step, steps))
-        return (self.batch(plan, np.arange(start, start + batch_size)) for start in starts)
+        self._scale, self._offset = (
+            torch.from_numpy(values).view(1, -1, 1, 1).to(self.device) for values in (self.scale, self.offset)
+        )
 
     def batch(self, plan: EpochPlan, positions: Indices) -> Batch:
-        """The images at `positions`, integers [B], of the epoch's order, augmented and mixed with their partners.
-
-        Raises:
-            ValueError: the plan is for other images, or a position is out of range.
-        """
-        self._check_plan(plan)
-        places = self._indices(positions, "positions")
+        self.check_plan(plan)
+        places = self.indices(positions, "positions")
         own = other = np.arange(len(places))
         if plan.mixes:
             places, found = np.unique(np.concatenate([places, plan.partners(places)]), return_inverse=True)
@@ -133,12 +75,7 @@ class TorchPipeline:
         )
 
     def plain(self, ids: Indices) -> Batch:
-        """The images `ids`, integers [B], normalised only: labels_b = labels_a and lam = 1.
-
-        Raises:
-            ValueError: an id is out of range.
-        """
-        (rows,) = self._upload([self._indices(ids, "ids")])
+        (rows,) = self._upload([self.indices(ids, "ids")])
         labels = self._labels.index_select(0, rows)
         lam = torch.ones(len(rows), device=self.device)
         return Batch(self._normalize(self._images.index_select(0, rows)), rows, labels, labels, lam)
@@ -156,24 +93,6 @@ class TorchPipeline:
 
     def _normalize(self, images: Tensor) -> Tensor:
         return images.to(torch.float32).mul_(self._scale).sub_(self._offset)
-
-    def _per_channel(self, values: np.ndarray) -> Tensor:
-        return torch.from_numpy(values.astype(np.float32)).view(1, -1, 1, 1).to(self.device)
-
-    def _check_plan(self, plan: EpochPlan) -> None:
-        if (plan.size, plan.image_size) != (self.size, self.image_size):
-            raise ValueError(
-                f"the plan is for {plan.size} images of {plan.image_size} pixels, "
-                f"the pipeline has {self.size} of {self.image_size}"
-            )
-
-    def _indices(self, values: Indices, name: str) -> np.ndarray:
-        indices = np.asarray(values)
-        if indices.ndim != 1 or not np.issubdtype(indices.dtype, np.integer):
-            raise ValueError(f"{name} must be a list of integers, not {indices.dtype} {list(indices.shape)}")
-        if not indices.size or indices.min() < 0 or indices.max() >= self.size:
-            raise ValueError(f"{name} must be one or more integers from 0 to {self.size - 1}")
-        return indices.astype(np.int64)
 
     def _upload(self, arrays: Sequence[np.ndarray]) -> list[Tensor]:
         """int64 and float64 arrays on the device: for CUDA one copy from pinned memory, which waits for nothing."""

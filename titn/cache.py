@@ -26,7 +26,7 @@ from titn.cli import parse
 from titn.config import FillConfig, TrainConfig, VerifyConfig, fields_of
 from titn.data.dataset import Dataset
 from titn.errors import OneLineParser, UserError, command
-from titn.pipelines import EpochPlan, TorchPipeline
+from titn.pipelines import EpochPlan, Pipeline, make_pipeline
 from titn.teachers.answers import TeacherAnswers
 from titn.teachers.find import Teacher, find_teacher, load_teacher
 from titn.train import trained
@@ -48,7 +48,7 @@ class Work:
     epochs: range
     teacher: Teacher
     dataset: Dataset
-    pipeline: TorchPipeline
+    pipeline: Pipeline
     config: TrainConfig
     batch_size: int
 
@@ -69,9 +69,7 @@ class Work:
         source = find_teacher(config, dataset)
         teacher = load_teacher(trained(source, config, dataset, "the same command", console), dataset)
         cache = teacher_cache(config, switches, schedule, dataset, teacher)
-        pipeline = TorchPipeline(
-            dataset.train_images, dataset.train_labels, mean=dataset.mean, std=dataset.std, device=switches.device
-        )
+        pipeline = make_pipeline(dataset, backend=switches.pipeline, device=switches.device)
         return cls(cache, cached_epochs(config, schedule), teacher, dataset, pipeline, config, schedule.batch_size)
 
     def plan(self, epoch: int) -> EpochPlan:

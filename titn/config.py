@@ -24,6 +24,8 @@ from pydantic.dataclasses import dataclass
 from pydantic.fields import FieldInfo
 
 from titn.errors import UserError
+from titn.pipelines.augmentation import Mix, Policy
+from titn.pipelines.make import Backend
 
 RECIPES = Path(__file__).parent / "recipes"
 Auto = Literal["auto"]
@@ -61,13 +63,19 @@ class DataSettings(_Subject):
 class AugmentationSettings(_Subject):
     """augmentation"""
 
-    augmentation: Literal["none", "cifar10", "mnist"] = "cifar10"
-    """random policy after crop and flip: AutoAugment for CIFAR-10, the MNIST recipe, or none"""
+    augmentation: Policy = "cifar10"
+    """random policy after crop and flip: AutoAugment for CIFAR-10, the MNIST recipe, RandAugment, TrivialAugment"""
+    randaugment_operations: Whole = 2
+    """operations per image under RandAugment"""
+    randaugment_magnitude: Annotated[int, Field(ge=0, le=30)] = 9
+    """of all of RandAugment's operations"""
+    erase: Share = 0.0
+    """probability of random erasing, after the policy: a black rectangle of 2 to 33 % of the image"""
     crop_padding: Annotated[int, Field(ge=0)] = 4
     """random crop after padding by this many pixels on each side; 0: no crop"""
     flip: bool = True
     """random horizontal flip"""
-    mix: Literal["none", "cutmix", "cutmix_batch", "mixup"] = "cutmix"
+    mix: Mix = "cutmix"
     """CutMix with a box per image, the paper's one box per batch, or MixUp"""
     mix_alpha: AboveZero = 0.5
     """lam is drawn from Beta(alpha, alpha)"""
@@ -111,6 +119,8 @@ class SpeedSettings(_Subject):
     """automatic mixed precision; auto: off, with --fast bf16 where the device has it"""
     compile: Switch = "auto"
     """torch.compile; auto: off, with --fast on where there is a compiler"""
+    pipeline: Backend = "auto"
+    """what makes the batches, all of them the same; auto: torch, with --fast the fastest that can run"""
     cuda_graph: Switch = "auto"
     """replay CUDA graphs: the whole step as one, or with --compile on the network's; auto: with --fast on a GPU"""
 
@@ -175,6 +185,9 @@ class RunConfig(FolderSettings, SpeedSettings, AugmentationSettings, ScheduleSet
         found = []
         if "mix_alpha" in self.said and self.mix == "none":
             found.append("--mix-alpha has no effect with --mix none")
+        if self.augmentation != "randaugment":
+            for name in sorted(self.said & {"randaugment_operations", "randaugment_magnitude"}):
+                found.append(f"{flag(name)} has no effect with --augmentation {self.augmentation}")
         if self.warmup_epochs >= self.epochs:
             found.append(f"--warmup-epochs {self.warmup_epochs:g} is all of the training: --lr is never reached")
         return found

@@ -16,6 +16,7 @@ from titn.config import RunConfig, TrainConfig
 from titn.data.dataset import Dataset
 from titn.errors import Interrupted, UserError, command
 from titn.network import NetworkSpec
+from titn.pipelines import make_pipeline
 from titn.profile import count_macs
 from titn.provenance import source_commit
 from titn.report import write_report
@@ -103,7 +104,7 @@ def train(config: RunConfig, *, console: Console | None = None, dataset: Dataset
             seed=config.seed,
             spec=spec,
             targets=targets,
-            device=switches.device,
+            pipeline=make_pipeline(dataset, backend=switches.pipeline, device=switches.device),
             console=console,
             program=config.program,
             plan_epoch=config.plan_epoch,

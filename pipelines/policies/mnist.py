@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from titn.pipelines import geometry
 from titn.pipelines.counter_random import Stream, uniforms
 from titn.pipelines.policies.operation_rows import PARAMETERS, Operation, OperationRows
+
+if TYPE_CHECKING:
+    from titn.pipelines.augmentation import Augmentation
 
 ROTATION_DEGREES = 30.0
 AFFINE_DEGREES = 20.0
@@ -40,7 +44,7 @@ class MnistRows:
     contrast_first: np.ndarray
 
     @classmethod
-    def draw(cls, seed: int, epoch: int, size: int, image_size: int) -> MnistRows:
+    def draw(cls, augmentation: Augmentation, seed: int, epoch: int, size: int, image_size: int) -> MnistRows:
         """Independent draws per image, as torchvision's RandomRotation, RandomAffine and ColorJitter make them."""
         draws = uniforms(seed, epoch, Stream.MNIST, size, 8)
         centred = 2.0 * draws - 1.0

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import Field, dataclass
 from enum import IntEnum
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from titn.pipelines.augmentation import Augmentation
 
 PARAMETERS = 6
 
@@ -24,6 +29,7 @@ class Operation(IntEnum):
     AUTOCONTRAST = 8
     EQUALIZE = 9
     INVERT = 10
+    ERASE = 11  # top, bottom, left, right (bottom and right excluded), byte to fill with
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,3 +43,26 @@ class OperationRows:
 
     codes: np.ndarray
     parameters: np.ndarray
+
+    @classmethod
+    def joined(cls, rows: Sequence[OperationRows]) -> OperationRows:
+        """All slots of the first, then those of the next."""
+        return cls(
+            np.concatenate([each.codes for each in rows], axis=1),
+            np.concatenate([each.parameters for each in rows], axis=1),
+        )
+
+
+class PolicyRows(Protocol):
+    """The draws of a policy for every image; a dataclass of arrays that are indexed by image id."""
+
+    __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
+
+    @classmethod
+    def draw(cls, augmentation: Augmentation, seed: int, epoch: int, size: int, image_size: int) -> Self:
+        """The draws for `size` images of `image_size` pixels: row i depends on neither `size` nor other epochs."""
+        ...
+
+    def operations(self, ids: np.ndarray, image_size: int) -> OperationRows:
+        """Codes and parameters for the images `ids`, int64 [n]; every image has as many slots."""
+        ...

@@ -7,37 +7,82 @@ import torchvision.transforms.functional as TF
 from numpy.testing import assert_array_equal
 from PIL import Image, ImageEnhance
 from pillow import each, from_planes, grey, to_planes
-from torchvision.transforms import AutoAugment, AutoAugmentPolicy, InterpolationMode
+from torchvision.transforms import (
+    AutoAugment,
+    AutoAugmentPolicy,
+    InterpolationMode,
+    RandAugment,
+    TrivialAugmentWide,
+)
 from torchvision.transforms.autoaugment import _apply_op
 
 from titn.pipelines import geometry, operations
-from titn.pipelines.policies.autoaugment import BINS, OPERATIONS, SIGNED, magnitudes, operation_parameters
 from titn.pipelines.policies.operation_rows import Operation
+from titn.pipelines.policies.operation_space import (
+    AUTOAUGMENT,
+    RANDAUGMENT,
+    SIGNED,
+    TRIVIALAUGMENT,
+    WITHOUT_MAGNITUDE,
+    OperationSpace,
+)
 
+OPERATIONS = AUTOAUGMENT.names
 SIGNS = [(name, negative) for name in OPERATIONS for negative in ((False, True) if name in SIGNED else (False,))]
-MAGNITUDES = {name: range(1 if name in ("AutoContrast", "Equalize", "Invert") else BINS) for name in OPERATIONS}
+THEIR_SPACES = {
+    AUTOAUGMENT: lambda size: AutoAugment(AutoAugmentPolicy.CIFAR10)._augmentation_space(10, (size, size)),
+    RANDAUGMENT: lambda size: RandAugment()._augmentation_space(31, (size, size)),
+    TRIVIALAUGMENT: lambda size: TrivialAugmentWide()._augmentation_space(31),
+}
+SPACES = [
+    pytest.param(space, id=name)
+    for space, name in zip(THEIR_SPACES, ("autoaugment", "randaugment", "trivialaugment"), strict=True)
+]
 
 
-def torchvision_magnitude(name: str, magnitude: int, negative: bool, size: int) -> float:
-    """What torchvision's AutoAugment passes on for this operation, bin and sign at this image size."""
-    levels, signed = AutoAugment(AutoAugmentPolicy.CIFAR10)._augmentation_space(BINS, (size, size))[name]
+def bins(space: OperationSpace, name: str) -> range:
+    """Those to be told apart."""
+    return range(1 if name in WITHOUT_MAGNITUDE else space.bins)
+
+
+def torchvision_magnitude(space: OperationSpace, name: str, magnitude: int, negative: bool, size: int) -> float:
+    """What torchvision's policy passes on for this operation, bin and sign at this image size."""
+    levels, signed = THEIR_SPACES[space](size)[name]
     level = float(levels[magnitude]) if levels.ndim else 0.0
     return -level if signed and negative else level
 
 
-def ours(name: str, magnitude: int, negative: bool, images: np.ndarray, device: str) -> np.ndarray:
+def ours(
+    name: str, magnitude: int, negative: bool, images: np.ndarray, device: str, space: OperationSpace = AUTOAUGMENT
+) -> np.ndarray:
     """The same with our table and our tensor code."""
-    size = images.shape[1]
-    level = magnitudes(name, size)[magnitude] * (-1 if negative and name in SIGNED else 1)
-    code, row = operation_parameters(name, level, size)
-    parameters = torch.from_numpy(row).to(device).expand(len(images), -1)
-    return from_planes(operations.OPERATIONS[code](to_planes(images, device), parameters))
+    row = space.names.index(name)
+    codes, table = space.tables(images.shape[1])
+    if codes[row] == Operation.IDENTITY:
+        return images
+    parameters = torch.from_numpy(table[row, magnitude, int(negative)]).to(device).expand(len(images), -1)
+    return from_planes(operations.OPERATIONS[Operation(codes[row])](to_planes(images, device), parameters))
 
 
-def theirs(name: str, magnitude: int, negative: bool, images: np.ndarray) -> np.ndarray:
+def theirs(
+    name: str, magnitude: int, negative: bool, images: np.ndarray, space: OperationSpace = AUTOAUGMENT
+) -> np.ndarray:
     """torchvision's own dispatch on Pillow images."""
-    level = torchvision_magnitude(name, magnitude, negative, images.shape[1])
+    level = torchvision_magnitude(space, name, magnitude, negative, images.shape[1])
     return each(images, lambda image: _apply_op(image, name, level, InterpolationMode.NEAREST, None))
+
+
+@pytest.mark.parametrize("space", SPACES[1:])
+@pytest.mark.parametrize("name", RANDAUGMENT.names)
+def test_every_bin_and_sign_of_the_other_spaces(
+    space: OperationSpace, name: str, patches: np.ndarray, device: str
+) -> None:
+    images = patches[::8]
+    for magnitude in bins(space, name):
+        for negative in (False, True) if name in SIGNED else (False,):
+            expected = theirs(name, magnitude, negative, images, space)
+            result = ours(name, magnitude, negative, images, device, space)
+            assert_array_equal(result, expected, err_msg=f"bin {magnitude}, negative {negative}")
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -46,7 +91,7 @@ def test_every_bin_and_sign_on_photographs(
     name: str, negative: bool, channels: int, patches: np.ndarray, device: str
 ) -> None:
     images = patches if channels == 3 else grey(patches[::2])
-    for magnitude in MAGNITUDES[name]:
+    for magnitude in bins(AUTOAUGMENT, name):
         expected = theirs(name, magnitude, negative, images)
         assert_array_equal(ours(name, magnitude, negative, images, device), expected, err_msg=f"bin {magnitude}")
 
@@ -56,7 +101,7 @@ def test_every_bin_and_sign_on_cifar(
     name: str, negative: bool, cifar: tuple[np.ndarray, np.ndarray], device: str
 ) -> None:
     images = cifar[0][:100]
-    for magnitude in MAGNITUDES[name]:
+    for magnitude in bins(AUTOAUGMENT, name):
         expected = theirs(name, magnitude, negative, images)
         assert_array_equal(ours(name, magnitude, negative, images, device), expected, err_msg=f"bin {magnitude}")
 
@@ -70,14 +115,22 @@ def test_odd_and_tiny_sizes(name: str, size: int, patches: np.ndarray, device: s
         assert_array_equal(ours(name, magnitude, negative, images, device), theirs(name, magnitude, negative, images))
 
 
-@pytest.mark.parametrize("name", OPERATIONS)
+@pytest.mark.parametrize("space", SPACES)
 @pytest.mark.parametrize("size", [28, 32, 33, 64, 224])
-def test_magnitudes_are_torchvisions(name: str, size: int) -> None:
-    expected = np.array([torchvision_magnitude(name, magnitude, False, size) for magnitude in range(BINS)])
-    result = magnitudes(name, size)
-    if name.startswith("Translate"):  # whole pixels count; before truncation linspace may fuse its multiply and add
-        expected, result = np.trunc(expected), np.trunc(result)
-    assert_array_equal(result, expected)
+def test_names_and_signs_are_torchvisions(space: OperationSpace, size: int) -> None:
+    theirs = THEIR_SPACES[space](size)
+    assert list(space.names) == list(theirs)
+    assert [name for name in space.names if name in SIGNED] == [name for name, (_, signed) in theirs.items() if signed]
+
+
+@pytest.mark.parametrize("name", RANDAUGMENT.names)
+@pytest.mark.parametrize("space", SPACES)
+@pytest.mark.parametrize("size", [28, 32, 33, 64, 224])
+def test_magnitudes_are_torchvisions(space: OperationSpace, name: str, size: int) -> None:
+    if name not in space.names:
+        name = "Invert"
+    expected = np.array([torchvision_magnitude(space, name, bin_, False, size) for bin_ in range(space.bins)])
+    assert_array_equal(space.magnitudes(name, size), expected)
 
 
 @pytest.mark.parametrize(
@@ -161,6 +214,17 @@ def test_crop_and_flip(padding: int, patches: np.ndarray, device: str) -> None:
     assert 0 < flip.sum() < len(flip)
 
 
+def test_erased_boxes_are_torchvisions(patches: np.ndarray, device: str) -> None:
+    rng = np.random.default_rng(6)
+    parameters = np.zeros((len(patches), 6))
+    corners = np.sort(rng.integers(0, 33, (len(patches), 2, 2)), axis=2)
+    parameters[:, :4], parameters[:, 4] = corners.reshape(-1, 4), rng.integers(0, 256, len(patches))
+    result = operations.erase(to_planes(patches, device), torch.from_numpy(parameters).to(device))
+    for image, changed, row in zip(to_planes(patches, "cpu"), result.cpu(), parameters.astype(int), strict=True):
+        top, bottom, left, right, value, _ = row.tolist()
+        assert torch.equal(changed, TF.erase(image, top, left, bottom - top, right - left, torch.tensor(value)))
+
+
 def test_boxes_are_pasted_inside_and_nowhere_else(device: str) -> None:
     images = torch.zeros(3, 2, 5, 6, dtype=torch.uint8, device=device)
     box = torch.tensor([[1, 3, 2, 6], [0, 5, 0, 6], [2, 2, 0, 6]], device=device)
@@ -176,6 +240,8 @@ def test_rows_do_not_see_each_other(code: Operation, patches: np.ndarray, device
     rng = np.random.default_rng(5)
     parameters = np.zeros((len(patches), 6))
     parameters[:, 0] = rng.integers(0, 256, len(patches)) if code != Operation.AFFINE else 0
+    if code == Operation.ERASE:
+        parameters[:, :5] = rng.integers(0, 33, (len(patches), 5))
     if code == Operation.AFFINE:
         parameters[:] = geometry.rotation(rng.uniform(-30, 30, len(patches)), 32)
     elif code in (Operation.BRIGHTNESS, Operation.COLOR, Operation.CONTRAST, Operation.SHARPNESS):

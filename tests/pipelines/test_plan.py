@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from numpy.testing import assert_array_equal
 
 from titn.pipelines import Augmentation, EpochPlan
+from titn.pipelines.augmentation import Mix
 from titn.pipelines.counter_random import Stream, uniforms, words
-from titn.pipelines.plan import Mix
+from titn.pipelines.policies import POLICIES
 
 SIZE = 50_000
 FULL = Augmentation(policy="cifar10", mix="cutmix")
@@ -27,9 +28,13 @@ def draw(
 def rows(plan: EpochPlan) -> dict[str, np.ndarray]:
     """Every array of a plan that is indexed by image id."""
     arrays = {"crop": plan.crop, "flip": plan.flip, "lam": plan.lam, "box": plan.box}
-    for policy in (plan.autoaugment, plan.mnist):
+    for policy in (plan.policy, plan.erase):
         if policy is not None:
-            arrays |= {field.name: getattr(policy, field.name) for field in dataclasses.fields(policy)}
+            arrays |= {
+                field.name: getattr(policy, field.name)
+                for field in dataclasses.fields(policy)
+                if isinstance(getattr(policy, field.name), np.ndarray)
+            }
     return arrays
 
 
@@ -51,10 +56,10 @@ def test_streams_seeds_and_epochs_differ() -> None:
     assert len(np.unique(every)) == len(every)
 
 
-@pytest.mark.parametrize("policy", ["cifar10", "mnist"])
+@pytest.mark.parametrize("policy", POLICIES)
 @pytest.mark.parametrize("mix", ["none", "cutmix", "mixup"])
 def test_rows_depend_on_seed_epoch_and_id_alone(policy: str, mix: str) -> None:
-    augmentation = Augmentation(policy=policy, mix=mix)
+    augmentation = Augmentation(policy=policy, mix=mix, erase=0.5)
     large, small = rows(draw(augmentation, size=1000, epoch=5)), rows(draw(augmentation, size=300, epoch=5))
     for name, values in small.items():
         assert_array_equal(large[name][:300], values, err_msg=name)
@@ -98,9 +103,9 @@ def test_nothing_is_done_without_augmentation() -> None:
     assert plan.operations(np.arange(100)) is None and not plan.mixes
 
 
-@pytest.mark.parametrize("policy", ["cifar10", "mnist"])
+@pytest.mark.parametrize("policy", POLICIES)
 def test_arrays_are_read_only(policy: str) -> None:
-    plan = draw(Augmentation(policy=policy, mix="cutmix"), size=10)
+    plan = draw(Augmentation(policy=policy, mix="cutmix", erase=0.5), size=10)
     for name, values in ({"order": plan.order} | rows(plan)).items():
         with pytest.raises(ValueError, match="read-only"):
             values[0] = 1
@@ -114,6 +119,8 @@ def test_fingerprint_changes_with_what_pixels_depend_on() -> None:
     for change in (
         {"crop_padding": 3}, {"flip": False}, {"policy": "none"}, {"policy": "mnist"}, {"mix": "none"},
         {"mix": "mixup"}, {"mix": "cutmix_batch"}, {"mix": "cutmix_batch", "mix_batch": 128}, {"mix_alpha": 1.0},
+        {"policy": "trivialaugment"}, {"policy": "randaugment"}, {"policy": "randaugment", "randaugment_magnitude": 10},
+        {"policy": "randaugment", "randaugment_operations": 1}, {"erase": 0.1},
     ):  # fmt: skip
         changes.append(draw(dataclasses.replace(FULL, **change), size=10))
     assert len({plan.fingerprint for plan in changes}) == len(changes)
@@ -123,7 +130,10 @@ def test_fingerprint_changes_with_what_pixels_depend_on() -> None:
 def test_fingerprint_ignores_what_pixels_do_not_depend_on() -> None:
     assert draw(dataclasses.replace(FULL, mix_batch=7), size=10).fingerprint == draw(size=10).fingerprint
     plain = Augmentation()
-    assert draw(dataclasses.replace(plain, mix_alpha=2), size=10).fingerprint == draw(plain, size=10).fingerprint
+    assert (
+        draw(dataclasses.replace(plain, mix_alpha=2, randaugment_magnitude=3), size=10).fingerprint
+        == draw(plain, size=10).fingerprint
+    )
 
 
 def test_fingerprint_has_the_plan_version(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -139,7 +149,10 @@ def test_fingerprint_has_the_plan_version(monkeypatch: pytest.MonkeyPatch) -> No
         ({"crop_padding": 1.5}, "crop_padding must be an integer"),
         ({"crop_padding": True}, "crop_padding must be an integer"),
         ({"flip": 1}, "flip must be true or false, not 1"),
-        ({"policy": "imagenet"}, "policy must be one of none, cifar10, mnist, not 'imagenet'"),
+        (
+            {"policy": "imagenet"},
+            "policy must be one of none, cifar10, mnist, randaugment, trivialaugment, not 'imagenet'",
+        ),
         ({"mix": "cutout"}, "mix must be one of none, cutmix, cutmix_batch, mixup, not 'cutout'"),
         ({"mix_alpha": 0}, "mix_alpha must be a finite number above 0, not 0"),
         ({"mix_alpha": -1.0}, "mix_alpha"),

@@ -7,7 +7,8 @@ from scipy import stats
 
 from titn.pipelines import Augmentation, EpochPlan
 from titn.pipelines.counter_random import Stream, uniforms
-from titn.pipelines.policies.autoaugment import CIFAR10_POLICY
+from titn.pipelines.policies.autoaugment import CIFAR10_POLICY, AutoAugmentRows
+from titn.pipelines.policies.mnist import MnistRows
 
 SIZE = 50_000
 FULL = Augmentation(policy="cifar10", mix="cutmix")
@@ -40,8 +41,8 @@ def test_order_is_a_uniform_permutation() -> None:
 
 def test_crop_flip_and_policy_are_uniform() -> None:
     plan = draw()
-    policy = plan.autoaugment
-    assert policy is not None
+    policy = plan.policy
+    assert isinstance(policy, AutoAugmentRows)
     assert uniform_p_value(plan.crop[:, 0] * 9 + plan.crop[:, 1], 81) > 1e-4
     assert uniform_p_value(plan.flip.astype(np.int64), 2) > 1e-4
     assert uniform_p_value(policy.sub_policy.astype(np.int64), 25) > 1e-4
@@ -50,8 +51,8 @@ def test_crop_flip_and_policy_are_uniform() -> None:
 
 
 def test_operations_are_applied_with_their_probabilities() -> None:
-    policy = draw().autoaugment
-    assert policy is not None
+    policy = draw().policy
+    assert isinstance(policy, AutoAugmentRows)
     for sub_policy, pair in enumerate(CIFAR10_POLICY):
         applied = policy.apply[policy.sub_policy == sub_policy]
         for slot, (_, probability, _) in enumerate(pair):
@@ -123,8 +124,8 @@ def test_cutmix_batch_shares_uncorrected_boxes_between_steps_positions() -> None
 @pytest.mark.parametrize("size", [32, 28])
 def test_mnist_draws(size: int) -> None:
     plan = draw(Augmentation(policy="mnist", flip=False), image_size=size)
-    mnist = plan.mnist
-    assert mnist is not None and plan.autoaugment is None
+    mnist = plan.policy
+    assert isinstance(mnist, MnistRows)
     assert not plan.flip.any()
     spans = {"rotation": (-30, 60), "angle": (-20, 40), "scale": (0.9, 0.2), "brightness": (0.8, 0.4)}
     for name, span in (spans | {"contrast": spans["brightness"]}).items():

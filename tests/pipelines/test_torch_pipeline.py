@@ -13,6 +13,7 @@ from torch import Tensor
 from torchvision.transforms import functional as TF
 
 from titn.pipelines import Augmentation, Batch, EpochPlan, TorchPipeline, operations
+from titn.pipelines.policies.mnist import MnistRows
 from titn.pipelines.policies.operation_rows import Operation
 
 MEAN, STD = (0.49, 0.48, 0.45), (0.247, 0.243, 0.262)
@@ -74,12 +75,14 @@ def augmented(image: np.ndarray, plan: EpochPlan, id_: int) -> np.ndarray:
     picture = TF.crop(TF.pad(to_pillow(image), plan.augmentation.crop_padding), top, left, size, size)
     if plan.flip[id_]:
         picture = TF.hflip(picture)
-    return from_pillow(mnist_recipe(picture, plan, id_) if plan.mnist else autoaugment(picture, plan, id_))
+    return from_pillow(
+        mnist_recipe(picture, plan, id_) if isinstance(plan.policy, MnistRows) else autoaugment(picture, plan, id_)
+    )
 
 
 def mnist_recipe(picture: Image.Image, plan: EpochPlan, id_: int) -> Image.Image:
-    rows = plan.mnist
-    assert rows is not None
+    rows = plan.policy
+    assert isinstance(rows, MnistRows)
     picture = TF.rotate(picture, rows.rotation[id_])
     picture = TF.affine(picture, rows.angle[id_], rows.shift[id_].tolist(), rows.scale[id_], [0.0, 0.0])
     jitter = [(TF.adjust_brightness, rows.brightness[id_]), (TF.adjust_contrast, rows.contrast[id_])]

@@ -11,14 +11,15 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 from rich.console import Console
 from rich.text import Text
 
 from titn.errors import UserError
-from titn.kernels.common.backend import installed, triton_reasons
+from titn.kernels.common.backend import BackendUnavailable, installed, triton_reasons
+from titn.pipelines.make import BACKENDS, Backend, choose_backend
 
 if TYPE_CHECKING:
     from titn.config import RunConfig
@@ -36,7 +37,8 @@ class Switch:
 
 @dataclass(frozen=True)
 class Switches:
-    """What a run uses: `amp` is the autocast dtype, `kernels` the backend of the fused operations as asked for.
+    """What a run uses: `amp` is the autocast dtype, `kernels` the backend of the fused operations as asked for,
+    `pipeline` the one that makes the batches.
 
     `cuda_graph` with `compile` replays the compiled network as CUDA graphs, without it the whole step as one.
     """
@@ -46,6 +48,7 @@ class Switches:
     compile: bool
     cuda_graph: bool
     kernels: str
+    pipeline: Backend
     rows: tuple[Switch, ...]
 
     @property
@@ -73,9 +76,11 @@ def select(config: RunConfig) -> Switches:
     kernels = _select_kernels(config, device)
     compiled, cuda_graph = _select_graph(config, device, capture_reasons(config, device, amp, kernels))
     cache = [_teacher_cache(config)] if config.role == "student" else []
-    rows = (Switch("device", describe(device), device.type == "cuda"), amp_row, compiled, cuda_graph, kernels, *cache)
+    pipeline = _select_pipeline(config, device)
+    where = Switch("device", describe(device), device.type == "cuda")
+    rows = (where, amp_row, compiled, cuda_graph, kernels, pipeline, *cache)
     asked = "torch" if config.fused_kernels == "auto" and not config.fast else config.fused_kernels
-    return Switches(device, amp, compiled.on, cuda_graph.on, asked, rows)
+    return Switches(device, amp, compiled.on, cuda_graph.on, asked, cast(Backend, pipeline.value), rows)
 
 
 def select_device(name: str) -> torch.device:
@@ -222,6 +227,17 @@ def _select_graph(config: RunConfig, device: torch.device, not_whole: Sequence[s
     rejected = [f"not the whole step: {why}" for why in not_whole] if device.type == "cuda" else []
     row = _switch("cuda-graph", config.cuda_graph, config.fast, reasons and [*reasons, *rejected])
     return compiled, replace(row, reasons=("of the compiled network", *rejected)) if row.on else row
+
+
+def _select_pipeline(config: RunConfig, device: torch.device) -> Switch:
+    if config.pipeline == "auto" and not config.fast:
+        return Switch("pipeline", "torch", False, ("--fast takes the fastest that can run",))
+    try:
+        chosen, faster = choose_backend(config.pipeline, device, config.image_size)
+    except BackendUnavailable as error:
+        raise UserError(f"--pipeline {config.pipeline} cannot run here: {error}") from None
+    why = tuple(f"{name}: {reason}" for name, reasons in faster.items() for reason in reasons)
+    return Switch("pipeline", chosen, chosen == next(iter(BACKENDS)), why)
 
 
 def _select_kernels(config: RunConfig, device: torch.device) -> Switch:

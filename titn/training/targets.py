@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from titn.config import RunConfig
 from titn.data.dataset import Dataset
 from titn.errors import UserError
-from titn.pipelines import Batch, EpochPlan, TorchPipeline
+from titn.pipelines import Batch, EpochPlan, Pipeline
 from titn.provenance import source_commit
 from titn.teachers.answers import Agreement, TeacherAnswers
 from titn.teachers.find import Teacher
@@ -46,7 +46,7 @@ _MEASURED_IMAGES = 256
 class TeacherTargets(Protocol):
     """Gives the teacher's answer to a batch: labels int64 [B] (hard) or logits float32 [B, K] (every other kind)."""
 
-    def begin_epoch(self, plan: EpochPlan, pipeline: TorchPipeline, show: Show) -> None:
+    def begin_epoch(self, plan: EpochPlan, pipeline: Pipeline, show: Show) -> None:
         """Called before the batches of `plan`, which `pipeline` makes."""
         ...
 
@@ -75,7 +75,7 @@ class LiveTeacher:
         self.kind = kind
         self.amp = amp
 
-    def begin_epoch(self, plan: EpochPlan, pipeline: TorchPipeline, show: Show) -> None:
+    def begin_epoch(self, plan: EpochPlan, pipeline: Pipeline, show: Show) -> None:
         """Nothing has to be prepared."""
 
     @torch.no_grad()
@@ -105,7 +105,7 @@ class CachedTeacher:
         self._read = 0
         self._stored: StoredAnswers | None = None
 
-    def begin_epoch(self, plan: EpochPlan, pipeline: TorchPipeline, show: Show) -> None:
+    def begin_epoch(self, plan: EpochPlan, pipeline: Pipeline, show: Show) -> None:
         """Bring the answers of the plan's epoch to the pipeline's device.
 
         Raises:
@@ -155,7 +155,7 @@ class CacheFiller:
         self._answers: TeacherAnswers | None = None
         self._agreement: Agreement | None = None
 
-    def fill(self, plan: EpochPlan, pipeline: TorchPipeline, show: Show) -> Records:
+    def fill(self, plan: EpochPlan, pipeline: Pipeline, show: Show) -> Records:
         """The answers of the plan's epoch, which are in the cache afterwards; another process's work is waited for."""
         records = self.fill_unless_claimed(plan, pipeline, show)
         if records is None:
@@ -164,14 +164,14 @@ class CacheFiller:
                 records = self._fill(plan, pipeline, show)
         return records
 
-    def fill_unless_claimed(self, plan: EpochPlan, pipeline: TorchPipeline, show: Show) -> Records | None:
+    def fill_unless_claimed(self, plan: EpochPlan, pipeline: Pipeline, show: Show) -> Records | None:
         """Like `fill`, but None where another process is filling this epoch."""
         if not self.cache.exists:
             self.cache.create(self._measure(plan, pipeline))
         with self.cache.claim(plan.epoch, wait=False) as mine:
             return self._fill(plan, pipeline, show) if mine else None
 
-    def _fill(self, plan: EpochPlan, pipeline: TorchPipeline, show: Show) -> Records:
+    def _fill(self, plan: EpochPlan, pipeline: Pipeline, show: Show) -> Records:
         try:
             return self.cache.read(plan.epoch)
         except MissingRecords:
@@ -193,7 +193,7 @@ class CacheFiller:
         self.seconds += time.perf_counter() - began
         return records
 
-    def _teacher(self, plan: EpochPlan, pipeline: TorchPipeline) -> TeacherAnswers:
+    def _teacher(self, plan: EpochPlan, pipeline: Pipeline) -> TeacherAnswers:
         """The teacher, calibrated on the first images of the first epoch that is filled."""
         if self._answers is None:
             bfloat16 = self.cache.identity["precision"] == "bfloat16"
@@ -202,7 +202,7 @@ class CacheFiller:
             self._agreement = self._answers.calibrate(pipeline.batch(plan, positions).images)
         return self._answers
 
-    def _measure(self, plan: EpochPlan, pipeline: TorchPipeline) -> dict[str, object]:
+    def _measure(self, plan: EpochPlan, pipeline: Pipeline) -> dict[str, object]:
         """How the filler's way of computing agrees with the plain one, and where that was found."""
         self._teacher(plan, pipeline)
         assert self._agreement is not None
@@ -215,7 +215,7 @@ class CacheFiller:
         }
 
 
-def best_batch_size(pipeline: TorchPipeline) -> int:
+def best_batch_size(pipeline: Pipeline) -> int:
     """Images per forward pass of a teacher: at 32 pixels 256 on a CPU and 2048 on a GPU, fewer of larger images."""
     pixels = 2**21 if pipeline.device.type == "cuda" else 2**18
     return max(8, pixels // pipeline.image_size**2)
@@ -224,7 +224,7 @@ def best_batch_size(pipeline: TorchPipeline) -> int:
 def answer_epoch(
     answers: TeacherAnswers,
     plan: EpochPlan,
-    pipeline: TorchPipeline,
+    pipeline: Pipeline,
     targets: str,
     num_classes: int,
     batch_size: int,

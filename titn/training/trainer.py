@@ -23,7 +23,7 @@ from titn.data.dataset import Dataset
 from titn.errors import Interrupted, UserError
 from titn.metrics import classification_metrics
 from titn.network import NetworkSpec
-from titn.pipelines import Augmentation, EpochPlan, TorchPipeline
+from titn.pipelines import Augmentation, EpochPlan, Pipeline, TorchPipeline
 from titn.training import checkpoint
 from titn.training.checkpoint import Progress
 from titn.training.interrupt import StopRequest
@@ -46,7 +46,7 @@ class Trainer:
         spec: what is stored beside the weights.
         targets: the teacher's answers; None: no distillation.
         plan_epoch: gives for an epoch, from 0, the one whose plan it has; by default its own.
-        device: where batches are made.
+        pipeline: makes the batches of the training images.
         console: where progress goes.
         program: the command that resumes the run, for messages.
     """
@@ -62,7 +62,7 @@ class Trainer:
         seed: int,
         spec: NetworkSpec,
         targets: TeacherTargets | None,
-        device: torch.device,
+        pipeline: Pipeline,
         console: Console,
         program: str,
         plan_epoch: Callable[[int], int] = lambda epoch: epoch,
@@ -70,11 +70,8 @@ class Trainer:
         self.plan_epoch = plan_epoch
         self.run, self.step, self.schedule, self.dataset = run, step, schedule, dataset
         self.augmentation, self.seed, self.spec, self.targets = augmentation, seed, spec, targets
-        self.device, self.console = device, console
+        self.pipeline, self.device, self.console = pipeline, pipeline.device, console
         self.resume_command = f"{program} --resume {shlex.quote(str(run.folder))}"
-        self.pipeline = TorchPipeline(
-            dataset.train_images, dataset.train_labels, mean=dataset.mean, std=dataset.std, device=device
-        )
         self.progress = Progress()
         self.logits: Tensor | None = None
         """Test logits of the last evaluation."""

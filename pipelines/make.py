@@ -1,0 +1,72 @@
+"""The choice of a pipeline's backend."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Literal, Protocol
+
+import numpy as np
+import torch
+
+from titn.kernels.common.backend import choose
+from titn.pipelines.pipeline import Pipeline
+from titn.pipelines.torch_pipeline import TorchPipeline
+
+Backend = Literal["auto", "torch"]
+
+BACKENDS: dict[str, type[Pipeline]] = {"torch": TorchPipeline}
+"""By name, the fastest first; all make the same batches."""
+
+
+class TrainingImages(Protocol):
+    """What a pipeline needs of a data set; see `Pipeline` for shapes and types."""
+
+    @property
+    def train_images(self) -> np.ndarray: ...
+
+    @property
+    def train_labels(self) -> np.ndarray: ...
+
+    @property
+    def mean(self) -> Sequence[float]: ...
+
+    @property
+    def std(self) -> Sequence[float]: ...
+
+
+def choose_backend(backend: Backend, device: torch.device, image_size: int) -> tuple[str, dict[str, list[str]]]:
+    """Name of the backend that will make batches, and by name why each faster one cannot.
+
+    Args:
+        backend: "auto" takes the first of `BACKENDS` that can run; any other name is taken or refused.
+        device: where batches are made.
+        image_size: height and width, in pixels.
+
+    Raises:
+        ValueError: there is no such backend.
+        BackendUnavailable: it cannot run here; the message says why.
+    """
+    reasons = {name: partial(kind.reasons, device, image_size) for name, kind in BACKENDS.items()}
+    chosen = choose("pipeline", backend, reasons)
+    faster = list(BACKENDS)[: list(BACKENDS).index(chosen)] if backend == "auto" else []
+    return chosen, {name: reasons[name]() for name in faster}
+
+
+def make_pipeline(
+    dataset: TrainingImages, *, backend: Backend = "auto", device: torch.device | str = "cpu"
+) -> Pipeline:
+    """A pipeline over the training images of `dataset`; the plan it is given says what is done to them.
+
+    Args:
+        dataset: training images and labels, mean and deviation.
+        backend: one of `BACKENDS`, or "auto": the fastest that can run.
+        device: where batches are made.
+
+    Raises:
+        ValueError: there is no such backend, or a shape, type or value does not fit.
+        BackendUnavailable: the backend cannot run here; the message says why.
+    """
+    device, images, labels = torch.device(device), dataset.train_images, dataset.train_labels
+    chosen, _ = choose_backend(backend, device, images.shape[1])
+    return BACKENDS[chosen](images, labels, mean=dataset.mean, std=dataset.std, device=device)
