@@ -404,9 +404,30 @@ class TrainConfig(DistillationSettings, StudentSettings, RunConfig):
         for name in students:
             if name in self.teacher_settings:
                 raise UserError(f"--teacher-settings cannot have {name}: a teacher takes it from its student")
-        settings: dict[str, Any] = {name: getattr(self, name) for name in (*students, "fast", "amp")}
+        settings: dict[str, Any] = {name: getattr(self, name) for name in (*students, "fast", "amp", "pipeline")}
         settings["epochs"] = self.teacher_epochs or self.epochs
         return TeacherConfig(**(settings | self.teacher_settings))
+
+
+@dataclass(frozen=True, config=_STRICT)
+class PreviewSettings(_Subject):
+    """preview"""
+
+    images: Annotated[int, Field(ge=1, le=64)] = 8
+    """training images to show, the first of the epoch"""
+    epoch: Annotated[int, Field(ge=0)] = 0
+    """epoch, from 0, whose draws are shown"""
+    out: str = "preview.png"
+    """picture to write"""
+    compare: Backend | None = None
+    """other pipeline: a second picture, NAME-difference.png, shows both and where they differ"""
+
+
+@dataclass(frozen=True, config=_STRICT)
+class PreviewConfig(PreviewSettings, TrainConfig):
+    """Draw what a training with these flags sees of its images."""
+
+    program: ClassVar[str] = "python -m titn.preview"
 
 
 @dataclass(frozen=True, config=_STRICT)
