@@ -189,6 +189,18 @@ def _waterfall(data: Row) -> list[Block]:
     return [Table.of([first, *steps] if first else [], columns), LeftOut.of("Not measured", left)]
 
 
+def _pipelines(data: Row) -> list[Block]:
+    columns: Columns = [
+        ("source", lambda row: row["source"]),
+        ("images per batch:", lambda row: f"{row['batch_size']:,}"),
+        ("images per second:", lambda row: spread(row["images_per_second"])),
+        ("times torchvision's:", lambda row: times(row["ratio_to_torchvision"])),
+    ]
+    left = ((f"{row['source']}, {row['batch_size']} images per batch", row.get("reason")) for row in data["rows"])
+    title = f"{data['images']:,} images of {data['dataset']}; loaders with {data['workers']} processes"
+    return [Table.of(_measured(data), columns, title), LeftOut.of("Not measured", left)]
+
+
 def _axis(row: Row) -> str:
     return str(row["axis"]).replace("_", " ")
 
@@ -423,6 +435,13 @@ CHAPTERS = {
         "one switch to the line above. Where the interval of a ratio spans 1, no difference is claimed.",
         _waterfall,
         "waterfall",
+    ),
+    "pipelines": Chapter(
+        "Making batches",
+        "Augmented images per second, with nothing else running: random crop, flip, AutoAugment, CutMix and "
+        "normalisation, from stored bytes to the batch that a network takes. The rivals draw AutoAugment in their own "
+        "way: timm has ImageNet's policy only, kornia one sub-policy per batch.",
+        _pipelines,
     ),
     "scaling": Chapter(
         "Scaling",

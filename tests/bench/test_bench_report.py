@@ -91,6 +91,13 @@ SECTIONS: dict[str, Any] = {
         {"name": "kernels", "switch": "--kernels auto", "images_per_second": stat(20_000.0), "peak_bytes": 2 * 2**30},
         {"name": "CUDA graph", "switch": "--cuda-graph on", "reason": "no room"},
     ]},
+    "pipelines": {"dataset": "cifar100", "images": 50_000, "workers": 2, "rows": [
+        {"source": "torchvision v2, DataLoader", "batch_size": 256, "images_per_second": stat(2000.0),
+         "ratio_to_torchvision": None},
+        {"source": "titn torch", "batch_size": 256, "images_per_second": stat(9000.0),
+         "ratio_to_torchvision": stat(4.5)},
+        {"source": "kornia on batches", "batch_size": 256, "reason": "No module named 'kornia'"},
+    ]},
     "scaling": {"rows": [
         {"axis": axis, "value": value, "batch_size": 256, "images_per_second": stat(speed), "peak_bytes": 2**30 * value,
          "gflops_per_image": 0.6642, "percent_of_product_ceiling": speed / 1000, "percent_by_kind": KINDS,
