@@ -69,14 +69,23 @@ def decode(data: bytes, size: int, channels: int) -> Decoded:
         ValueError: more than 8 bits per channel. Whatever Pillow raises for a damaged file passes through.
     """
     with Image.open(io.BytesIO(data)) as opened:
-        if opened.mode.startswith(_DEEP_MODES):
-            raise ValueError("it has more than 8 bits per channel; convert it to 8 bits")
-        image, transparent = _on_white(_upright(opened))
-        image = image.convert(_MODES[channels])
+        image, transparent = opaque(opened, channels)
         content = hashlib.blake2b(struct.pack("<II", *image.size), digest_size=8)
         content.update(image.tobytes())
         pixels = np.asarray(fit(image, size)).reshape(size, size, channels)
     return Decoded(pixels, int.from_bytes(content.digest(), "little"), transparent)
+
+
+def opaque(image: Image.Image, channels: int) -> tuple[Image.Image, bool]:
+    """An image upright, on white, in mode L (1 channel) or RGB (3), and whether any of it was transparent.
+
+    Raises:
+        ValueError: more than 8 bits per channel.
+    """
+    if image.mode.startswith(_DEEP_MODES):
+        raise ValueError("it has more than 8 bits per channel; convert it to 8 bits")
+    image, transparent = _on_white(_upright(image))
+    return image.convert(_MODES[channels]), transparent
 
 
 def _upright(image: Image.Image) -> Image.Image:

@@ -86,7 +86,7 @@ def _entry(name: str) -> Any:
             overlay["file"] = str(_weights_file(Path(overlay["file"])))
         stored = _stored(name, _checkpoint_path(sys._getframe(1)) or overlay.get("file"))
         if stored is not None:
-            arguments = {**_options(stored), **arguments}
+            arguments = {**options(stored), **arguments}
         if pretrained_cfg is None:
             overlay = {**(_made_for(name, arguments) if stored is None else _trained_for(stored)), **overlay}
         if "img_size" in arguments:
@@ -126,7 +126,7 @@ def _trained_for(stored: StoredNetwork) -> dict[str, Any]:
     }
 
 
-def _options(stored: StoredNetwork) -> dict[str, Any]:
+def options(stored: StoredNetwork) -> dict[str, Any]:
     """The sizes in a file that pretrained_cfg has no place for, as arguments of the model."""
     in_cfg = ("num_classes", "in_channels", "image_size")
     return {name: value for name, value in asdict(stored.sizes).items() if name not in in_cfg}
