@@ -1,5 +1,9 @@
-"""Fused operations with their plain references; each takes a `backend`, and none falls back silently."""
+"""Fused operations with their plain references; each takes a `backend`, and none falls back silently.
 
+`augment` alone has one backend: its plain reference is the torch pipeline of titn.pipelines.
+"""
+
+from titn.kernels.augment import augment, augment_reasons
 from titn.kernels.common.backend import BackendUnavailable
 from titn.kernels.common.weights import AttentionWeights, MlpWeights
 from titn.kernels.distillation_loss import distillation_loss
@@ -13,6 +17,8 @@ __all__ = [
     "AttentionWeights",
     "BackendUnavailable",
     "MlpWeights",
+    "augment",
+    "augment_reasons",
     "distillation_loss",
     "inner_block",
     "layernorm_mlp",

@@ -6,5 +6,6 @@ from titn.pipelines.make import make_pipeline
 from titn.pipelines.pipeline import Pipeline
 from titn.pipelines.plan import EpochPlan
 from titn.pipelines.torch_pipeline import TorchPipeline
+from titn.pipelines.triton_pipeline import TritonPipeline
 
-__all__ = ["Augmentation", "Batch", "EpochPlan", "Pipeline", "TorchPipeline", "make_pipeline"]
+__all__ = ["Augmentation", "Batch", "EpochPlan", "Pipeline", "TorchPipeline", "TritonPipeline", "make_pipeline"]

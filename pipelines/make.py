@@ -10,12 +10,14 @@ import numpy as np
 import torch
 
 from titn.kernels.common.backend import choose
+from titn.kernels.common.device import interpreting
 from titn.pipelines.pipeline import Pipeline
 from titn.pipelines.torch_pipeline import TorchPipeline
+from titn.pipelines.triton_pipeline import TritonPipeline
 
-Backend = Literal["auto", "torch"]
+Backend = Literal["auto", "triton", "torch"]
 
-BACKENDS: dict[str, type[Pipeline]] = {"torch": TorchPipeline}
+BACKENDS: dict[str, type[Pipeline]] = {"triton": TritonPipeline, "torch": TorchPipeline}
 """By name, the fastest first; all make the same batches."""
 
 
@@ -39,7 +41,8 @@ def choose_backend(backend: Backend, device: torch.device, image_size: int) -> t
     """Name of the backend that will make batches, and by name why each faster one cannot.
 
     Args:
-        backend: "auto" takes the first of `BACKENDS` that can run; any other name is taken or refused.
+        backend: "auto" takes the first of `BACKENDS` that can run; any other name is taken or refused. Triton's
+            interpreter runs only where "triton" is asked for by name.
         device: where batches are made.
         image_size: height and width, in pixels.
 
@@ -47,7 +50,7 @@ def choose_backend(backend: Backend, device: torch.device, image_size: int) -> t
         ValueError: there is no such backend.
         BackendUnavailable: it cannot run here; the message says why.
     """
-    reasons = {name: partial(kind.reasons, device, image_size) for name, kind in BACKENDS.items()}
+    reasons = {name: partial(_reasons, name, backend, device, image_size) for name in BACKENDS}
     chosen = choose("pipeline", backend, reasons)
     faster = list(BACKENDS)[: list(BACKENDS).index(chosen)] if backend == "auto" else []
     return chosen, {name: reasons[name]() for name in faster}
@@ -70,3 +73,9 @@ def make_pipeline(
     device, images, labels = torch.device(device), dataset.train_images, dataset.train_labels
     chosen, _ = choose_backend(backend, device, images.shape[1])
     return BACKENDS[chosen](images, labels, mean=dataset.mean, std=dataset.std, device=device)
+
+
+def _reasons(name: str, backend: Backend, device: torch.device, image_size: int) -> list[str]:
+    if name == "triton" and backend == "auto" and interpreting():
+        return ["Triton's interpreter is for tests and runs only when asked for by name"]
+    return BACKENDS[name].reasons(device, image_size)

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from titn.kernels.augment import launch as augment
 from titn.kernels.common import partial_sums
 from titn.kernels.common.wide import wide
 from titn.kernels.distillation_loss import launch as distillation_loss
@@ -43,9 +44,9 @@ class Compilation:
         types: Triton type of every run-time argument ("*bf16", "i32", "fp32", ...), by name; pointers count as aligned
             to 16 bytes.
         constants: value of every `tl.constexpr` argument, by name.
-        options: launch options: num_warps, num_stages.
+        options: launch options: num_warps, num_stages, and maxnreg and enable_fp_fusion where they are given.
         rows_per_tile: rows (tokens, or batch rows) that one pass of the kernel's main loop handles, or one program
-            where `passes` is given; 0 for a kernel whose work does not grow with the rows.
+            where `passes` is given; 0 for a kernel whose work does not grow with the rows, or depends on what they are.
         widths: what distinguishes the configuration, such as "16x12 4 heads".
         passes: for a kernel without a loop over rows, how often a program goes through each loop that holds products
             and through each that holds none.
@@ -238,6 +239,23 @@ def _distillation_loss(arch: int) -> list[Compilation]:
     return [*found, Compilation(name, "total", *total)]
 
 
+def _augment(arch: int) -> list[Compilation]:
+    """CIFAR's images with every kind of mixing, MNIST's, and Tiny ImageNet's; float32 batches, the same for all `arch`.
+
+    What a program executes depends on its row's operations, so that there is no issue floor.
+    """
+    types = {"images": "*u8", "slots": "i32", "padding": "i32"} | dict.fromkeys(("rows", "pairs", "box"), "*i32")
+    types |= dict.fromkeys(("lam", "scale", "offset", "out"), "*fp32")
+    found = []
+    for size, channels, mix in ((32, 3, "none"), (32, 3, "box"), (32, 3, "blend"), (28, 1, "none"), (64, 3, "box")):
+        constants = augment.kernel_constants(size, channels, mix)
+        options, widths = augment.launch_options(constants["P"], size), f"{size}x{size}x{channels}, {mix}"
+        given = types | ({"channels": "i32"} if channels > 1 else {})
+        constants |= {} if channels > 1 else {"channels": 1}  # as Triton takes an argument that is 1
+        found.append(Compilation("augment", "augment", augment.kernel.augment, given, constants, options, 0, widths))
+    return found
+
+
 _SHIPPED: dict[str, Callable[[int], list[Compilation]]] = {
     "inner_block": _inner_block,
     "outer_block": _outer_block,
@@ -245,6 +263,7 @@ _SHIPPED: dict[str, Callable[[int], list[Compilation]]] = {
     "short_attention": _short_attention,
     "pixels_to_patches": _pixels_to_patches,
     "distillation_loss": _distillation_loss,
+    "augment": _augment,
 }
 OPERATIONS = tuple(_SHIPPED)
 

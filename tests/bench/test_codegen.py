@@ -66,6 +66,12 @@ def test_registers_fit(rows: list[Row]) -> None:
     assert not names(own, lambda r: 2 * r["registers"] * 32 * r["warps"] > REGISTER_FILE)
 
 
+def test_five_augmented_images_of_cifar_fit_a_multiprocessor(rows: list[Row]) -> None:
+    cifar = [r for r in rows if r["operation"] == "augment" and r["widths"].startswith("32x32x3")]
+    assert len(cifar) == 3 * len(SHARED_LIMIT)
+    assert not names(cifar, lambda r: 5 * r["registers"] * 32 * r["warps"] > REGISTER_FILE)
+
+
 def test_tensor_cores_are_used(rows: list[Row]) -> None:
     products = [r for r in rows if r["half_products"]]
     assert {r["operation"] for r in products} >= {"inner_block", "short_attention", "pixels_to_patches"}

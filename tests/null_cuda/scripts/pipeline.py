@@ -1,4 +1,4 @@
-"""pipeline.py DEVICE: five batches of 1,024 images of noise, augmented as the paper does CIFAR's; a report each."""
+"""pipeline.py DEVICE BACKEND: five batches of 1,024 images of noise, augmented as CIFAR in the paper; a report each."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ import sys
 import counters
 import numpy as np
 
-from titn.pipelines import Augmentation, EpochPlan, TorchPipeline
+from titn.pipelines import Augmentation, EpochPlan
+from titn.pipelines.make import BACKENDS
 
 COUNT, SIZE, BATCH_SIZE = 5 * 1024, 32, 1024
 
 generator = np.random.default_rng(0)
-pipeline = TorchPipeline(
+pipeline = BACKENDS[sys.argv[2]](
     generator.integers(0, 256, (COUNT, SIZE, SIZE, 3), np.uint8),
     generator.integers(0, 100, COUNT),
     mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25), device=sys.argv[1],
