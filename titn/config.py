@@ -35,6 +35,7 @@ Whole = Annotated[int, Field(ge=1)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 AboveZero = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1)]
+Fraction = Annotated[float, Field(ge=0, lt=1)]
 FolderName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")]
 
 
@@ -90,18 +91,28 @@ class ScheduleSettings(_Subject):
     batch_size: Whole | Auto = "auto"
     """images per step; auto: the recipe's, fewer in a short training"""
     optimizer: Literal["sgd", "apex_sgd", "adam", "adamw", "muon", "rmsprop"] = "sgd"
-    """sgd has momentum 0.9, apex_sgd is NVIDIA apex's; muon: AdamW, but Muon for a student's large matrices"""
+    """apex_sgd is NVIDIA apex's; muon: AdamW, but Muon for a student's large matrices"""
+    momentum: Fraction = 0.9
+    """of sgd and apex_sgd"""
+    beta1: Fraction = 0.9
+    """of adam, adamw and muon's AdamW: share that the mean of gradients keeps per step"""
+    beta2: Fraction = 0.999
+    """of adam, adamw and muon's AdamW: share that the mean of squared gradients keeps per step"""
+    clip_grad: AboveZero | None = None
+    """largest norm of all gradients together; none: no limit"""
     lr: AboveZero | Auto = "auto"
-    """peak learning rate, then a cosine to zero; auto: the recipe's or 0.001 (README), less for small batches"""
+    """peak learning rate; auto: the recipe's or 0.001 (README), less for small batches"""
     weight_decay: NotNegative = 1e-4
     """decay of all weights (adamw, muon: decoupled)"""
+    schedule: Literal["cosine", "linear", "constant", "step"] = "cosine"
+    """of the rate after the warm-up: a fall to zero, none, or a tenth at 60 % and again at 80 % of the training"""
     warmup_epochs: NotNegative = 0.0
     """linear warm-up at the start, in epochs"""
     label_smoothing: Share = 0.0
     """of the cross-entropy with the true labels"""
     accumulate: Whole = 1
     """parts of a batch, one after another in one step: its result in less memory, but for batch norm and dropout"""
-    average: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    average: Fraction = 0.0
     """share that a running average of the weights keeps per step, e.g. 0.999; tested beside them; 0: no average"""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """of initialisation, order and augmentation"""
@@ -188,6 +199,9 @@ class RunConfig(FolderSettings, SpeedSettings, AugmentationSettings, ScheduleSet
         if self.augmentation != "randaugment":
             for name in sorted(self.said & {"randaugment_operations", "randaugment_magnitude"}):
                 found.append(f"{flag(name)} has no effect with --augmentation {self.augmentation}")
+        used = {"sgd": ("momentum",), "apex_sgd": ("momentum",), "rmsprop": ()}.get(self.optimizer, ("beta1", "beta2"))
+        for name in sorted(self.said & {"momentum", "beta1", "beta2"} - set(used)):
+            found.append(f"{flag(name)} has no effect with --optimizer {self.optimizer}")
         if self.warmup_epochs >= self.epochs:
             found.append(f"--warmup-epochs {self.warmup_epochs:g} is all of the training: --lr is never reached")
         return found

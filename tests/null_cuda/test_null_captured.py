@@ -15,7 +15,8 @@ from null_device import NullDevice, count
 DEVICE = "1"
 NAMES = (
     "sgd", "adam, accumulated", "adamw, averaged", "rmsprop", "muon", "sgd, fp16, averaged",
-    "adamw, fp16, accumulated", "sgd, twelve blocks", "adamw, twelve blocks, averaged",
+    "adamw, fp16, accumulated", "adamw, clipped", "sgd, fp16, clipped", "sgd, twelve blocks",
+    "adamw, twelve blocks, averaged",
 )  # fmt: skip
 
 names = pytest.mark.parametrize("name", NAMES)

@@ -11,7 +11,7 @@ import pytest
 from titn.cli import parse
 from titn.config import RunConfig, TeacherConfig, TrainConfig, stored_config, to_yaml
 from titn.errors import UserError
-from titn.training.schedule import Schedule
+from titn.training.schedule import Schedule, Shape
 
 
 @pytest.mark.parametrize("dataset", ["digits", "mnist", "cifar10", "cifar100", "photos/of birds"])
@@ -200,6 +200,30 @@ def test_a_rate_of_sgd_is_not_for_adamw_and_muon() -> None:
     peaks = {name: Schedule.of(TrainConfig(dataset="cifar10", optimizer=name), 50_000).peak for name in ("sgd", "muon")}
     assert peaks == {"sgd": 0.1, "muon": 1e-3}
     assert Schedule.of(TrainConfig(dataset="digits", optimizer="muon", batch_size=32), 1438).peak == 1e-3
+
+
+@pytest.mark.parametrize(
+    ("shape", "expected"),
+    [
+        ("linear", [0.5 * (1 - step / 20) for step in range(21)]),
+        ("constant", [0.5] * 21),
+        ("step", [0.5] * 8 + [0.05] * 6 + [0.005] * 7),
+    ],
+)
+def test_other_shapes_of_the_rate(shape: Shape, expected: list[float]) -> None:
+    schedule = Schedule(batch_size=4, steps=10, epochs=3, peak=0.5, warmup_epochs=1.0, shape=shape)
+    rates = [schedule.rate(step) for step in range(31)]
+    assert rates[:10] == pytest.approx([0.5 * (step + 1) / 11 for step in range(10)])
+    assert rates[10:] == pytest.approx(expected)
+
+
+def test_settings_of_other_optimisers_are_said_to_have_no_effect() -> None:
+    assert TrainConfig(optimizer="adamw", momentum=0.5, beta1=0.8).without_effect == [
+        "--momentum has no effect with --optimizer adamw"
+    ]
+    assert TrainConfig(optimizer="sgd", beta2=0.99, momentum=0.0).without_effect == [
+        "--beta2 has no effect with --optimizer sgd"
+    ]
 
 
 def test_the_rate_warms_up_and_falls_along_a_cosine_to_zero() -> None:

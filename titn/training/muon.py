@@ -109,13 +109,19 @@ class MuonWithAdamW(torch.optim.Optimizer):
         others: for AdamW.
         lr: learning rate of both.
         weight_decay: of both.
+        betas: of AdamW.
     """
 
     def __init__(
-        self, matrices: Sequence[dict[str, Any]], others: Sequence[Tensor], lr: float, weight_decay: float
+        self,
+        matrices: Sequence[dict[str, Any]],
+        others: Sequence[Tensor],
+        lr: float,
+        weight_decay: float,
+        betas: tuple[float, float] = (0.9, 0.999),
     ) -> None:
         muon = Muon(matrices, lr=lr, weight_decay=weight_decay)
-        adamw = torch.optim.AdamW(others, lr=lr, weight_decay=weight_decay, fused=True, capturable=True)
+        adamw = torch.optim.AdamW(others, lr=lr, betas=betas, weight_decay=weight_decay, fused=True, capturable=True)
         self._parts = (muon, adamw)
         super().__init__([group for part in self._parts for group in part.param_groups], {})
         self._share()

@@ -6,6 +6,7 @@ import importlib.util
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +19,7 @@ SMALLEST_MATRIX = 64
 """Rows and columns that a matrix needs for Muon; a smaller one has too few directions to make orthogonal."""
 
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
-    "sgd": partial(torch.optim.SGD, momentum=0.9, fused=True),
+    "sgd": partial(torch.optim.SGD, fused=True),
     "adam": partial(torch.optim.Adam, fused=True, capturable=True),
     "adamw": partial(torch.optim.AdamW, fused=True, capturable=True),
     "rmsprop": partial(torch.optim.RMSprop, foreach=True),
@@ -26,22 +27,34 @@ OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
 """Those of the paper's comparison (arXiv 2502.16762, section 4); AdamW decouples the decay."""
 
 
-def build_optimizer(name: str, module: nn.Module, lr: float, weight_decay: float) -> torch.optim.Optimizer:
+def build_optimizer(
+    name: str,
+    module: nn.Module,
+    lr: float,
+    weight_decay: float,
+    *,
+    momentum: float = 0.9,
+    betas: tuple[float, float] = (0.9, 0.999),
+) -> torch.optim.Optimizer:
     """The optimiser `name` over all parameters of `module`: a key of `OPTIMIZERS`, "muon" or "apex_sgd".
 
     "muon" is Muon for `patch_matrices` and AdamW for all other parameters; "apex_sgd" is NVIDIA apex's form of "sgd".
+    `momentum` is that of "sgd" and "apex_sgd", `betas` are those of "adam", "adamw" and the AdamW in "muon".
     """
     if name == "muon":
         matrices, packed = patch_matrices(module)
         chosen = {id(param) for param in (*matrices, *packed)}
         others = [param for param in module.parameters() if id(param) not in chosen]
-        return MuonWithAdamW([{"params": matrices}, {"params": packed, "maps": 3}], others, lr, weight_decay)
+        return MuonWithAdamW([{"params": matrices}, {"params": packed, "maps": 3}], others, lr, weight_decay, betas)
     if name == "apex_sgd":
         from apex.optimizers import FusedSGD
 
-        optimizer: torch.optim.Optimizer = FusedSGD(module.parameters(), lr=lr, momentum=0.9, weight_decay=weight_decay)
+        optimizer: torch.optim.Optimizer = FusedSGD(
+            module.parameters(), lr=lr, momentum=momentum, weight_decay=weight_decay
+        )
         return optimizer
-    return OPTIMIZERS[name](module.parameters(), lr=lr, weight_decay=weight_decay)
+    own: dict[str, Any] = {"sgd": {"momentum": momentum}, "rmsprop": {}}.get(name, {"betas": betas})
+    return OPTIMIZERS[name](module.parameters(), lr=lr, weight_decay=weight_decay, **own)
 
 
 def check_optimizer(name: str, module: nn.Module, device: torch.device) -> None:

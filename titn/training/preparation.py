@@ -205,7 +205,14 @@ def build_step(
 ) -> TrainStep:
     """The training step of `config`; `module` goes to the device and is compiled as the switches say."""
     module.to(switches.device)
-    optimizer = build_optimizer(config.optimizer, module, schedule.peak, config.weight_decay)
+    optimizer = build_optimizer(
+        config.optimizer,
+        module,
+        schedule.peak,
+        config.weight_decay,
+        momentum=config.momentum,
+        betas=(config.beta1, config.beta2),
+    )
     average = WeightAverage(module, config.average) if config.average else None
     if switches.compile:
         compile_network(module, "graph" if switches.cuda_graph else "blocks")
@@ -222,5 +229,6 @@ def build_step(
         scaler=scaler,
         cuda_graph=switches.cuda_graph and switches.compile,
         accumulate=config.accumulate,
+        clip_grad=config.clip_grad,
         average=average,
     )

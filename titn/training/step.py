@@ -83,6 +83,7 @@ class TrainStep:
         accumulate: pieces that a batch is cut into, whose gradients add up to the batch's. What the module takes from
             a whole batch (statistics, a random state) it takes from each piece.
         average: follows the module's weights.
+        clip_grad: largest norm of all gradients together, larger ones are scaled down to it; None: no limit.
     """
 
     def __init__(
@@ -96,6 +97,7 @@ class TrainStep:
         cuda_graph: bool = False,
         accumulate: int = 1,
         average: WeightAverage | None = None,
+        clip_grad: float | None = None,
     ) -> None:
         self.module = module
         self.optimizer = optimizer
@@ -105,6 +107,7 @@ class TrainStep:
         self.cuda_graph = cuda_graph
         self.accumulate = accumulate
         self.average = average
+        self.clip_grad = clip_grad
 
     def __call__(self, batch: Batch, targets: Tensor | None, rate: float) -> Tensor:
         """One step at learning rate `rate`.
@@ -124,6 +127,9 @@ class TrainStep:
         sums = self._backward(*first, len(first[0].ids) / len(batch.ids))
         for piece in others:
             sums += self._backward(*piece, len(piece[0].ids) / len(batch.ids))
+        if self.clip_grad is not None:
+            self.scaler.unscale_(self.optimizer)
+            torch.nn.utils.clip_grad_norm_(self.module.parameters(), self.clip_grad, foreach=True)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         if self.average is not None:

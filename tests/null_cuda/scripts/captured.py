@@ -26,6 +26,8 @@ TRAININGS = {
     "muon": (BF16, 1, {}),
     "sgd, fp16, averaged": (FP16, 1, {"average": 0.9}),
     "adamw, fp16, accumulated": (FP16, 1, {"accumulate": 2}),
+    "adamw, clipped": (BF16, 1, {"clip_grad": 1.0}),
+    "sgd, fp16, clipped": (FP16, 1, {"clip_grad": 1.0}),
     "sgd, twelve blocks": (BF16, 12, {}),
     "adamw, twelve blocks, averaged": (BF16, 12, {"average": 0.9}),
 }
@@ -45,6 +47,7 @@ for name, (amp, depth, options) in TRAININGS.items():
         scaler=torch.amp.GradScaler(device.type, enabled=amp is FP16),
         accumulate=options.get("accumulate", 1),
         average=None if decay is None else WeightAverage(module, decay),
+        clip_grad=options.get("clip_grad"),
     )
     taken = []
     for _ in range(3):

@@ -11,11 +11,13 @@ from torch import Tensor, nn
 from titn.config import TeacherConfig, TrainConfig
 from titn.errors import UserError
 from titn.evaluate import evaluate
+from titn.models import create_model
 from titn.network import load_network
 from titn.pipelines import Batch
 from titn.train import train
 from titn.training import checkpoint
 from titn.training.average import WeightAverage
+from titn.training.optimizers import build_optimizer
 from titn.training.preparation import load_data
 from titn.training.run import Run
 from titn.training.step import TrainStep, distillation_objective
@@ -71,6 +73,39 @@ def test_a_batch_in_pieces_takes_the_step_of_the_whole(images: int, pieces: int,
     for whole, cut in zip(modules[0].parameters(), modules[1].parameters(), strict=True):
         torch.testing.assert_close(cut, whole, rtol=1e-11, atol=1e-13)
     torch.testing.assert_close(sums[1], sums[0], rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("accumulate", [1, 3])
+@pytest.mark.parametrize("limit", [0.05, 1e6])
+def test_gradients_are_clipped_as_torch_clips_them(limit: float, accumulate: int) -> None:
+    batch, targets = mixed_batch(48)
+    objective = distillation_objective("soft")
+    modules = []
+    for ours in (True, False):
+        torch.manual_seed(0)
+        module = TwoHeads()
+        optimizer = torch.optim.SGD(module.parameters(), lr=0.5)
+        if ours:
+            TrainStep(module, optimizer, objective, accumulate=accumulate, clip_grad=limit)(batch, targets, 0.5)
+        else:
+            objective(batch, *module(batch.images), targets).backward()
+            norm = torch.nn.utils.clip_grad_norm_(module.parameters(), limit)
+            assert (norm > limit) == (limit < 1)
+            optimizer.step()
+        modules.append(module)
+    for mine, theirs in zip(*(each.parameters() for each in modules), strict=True):
+        torch.testing.assert_close(mine, theirs)
+
+
+def test_settings_reach_the_optimiser() -> None:
+    module = nn.Linear(3, 2)
+    (group,) = build_optimizer("sgd", module, 0.1, 0.0, momentum=0.5).param_groups
+    assert group["momentum"] == 0.5
+    for name in ("adam", "adamw"):
+        (group,) = build_optimizer(name, module, 0.1, 0.0, betas=(0.8, 0.95)).param_groups
+        assert group["betas"] == (0.8, 0.95)
+    groups = build_optimizer("muon", create_model("titn", depth=1), 0.1, 0.0, betas=(0.8, 0.95)).param_groups
+    assert [group["betas"] for group in groups if "betas" in group] == [(0.8, 0.95)]
 
 
 def test_a_run_may_accumulate(tmp_path: Path) -> None:
