@@ -407,6 +407,33 @@ def _accuracy(sections: Sequence[Row]) -> list[Block]:
     return [Table.of(pairs, columns), Table.of(runs, run_columns, f"All {len(runs)} runs")]
 
 
+def _bank(data: Row) -> list[Block]:
+    def difference(row: Row) -> str:
+        pair = row["to_fresh"]
+        if pair is None:
+            return NONE
+        ends = pair["interval95"]
+        words = "one pair" if ends is None else f"{100 * ends[0]:+.2f} to {100 * ends[1]:+.2f}"
+        return f"{100 * pair['mean']:+.2f} ({words})"
+
+    columns: Columns = [
+        ("epochs of augmentation", lambda row: "always fresh" if row["bank"] is None else f"{row['bank']} in turn"),
+        ("each seen, times:", lambda row: "1" if row["bank"] is None else number(data["epochs"] / row["bank"])),
+        ("seeds:", lambda row: f"{len(row['runs'])} of {data['planned_seeds']}"),
+        ("top-1, last epoch:", lambda row: NONE if row["mean"] is None else f"{100 * row['mean']:.2f}%"),
+        ("of each seed", lambda row: ", ".join(f"{100 * run['top1']:.2f}%" for run in row["runs"]) or NONE),
+        ("points to fresh, same seed:", difference),
+    ]
+    settings, teacher = data["settings"], data["teacher"]
+    words = (
+        f"{data['dataset']}: {data['train_images']:,} training images, {data['epochs']} epochs, "
+        f"{settings['model']} with {settings['depth']} blocks, {settings['optimizer']} at {settings['lr']:g}, "
+        f"{settings['batch_size']} images per step; judged on {data['development_images']:,} held-out training images. "
+        f"Teacher: {teacher['name']}, {100 * teacher['top1']:.2f}%."
+    )
+    return [words, Table.of(data["rows"], columns)]
+
+
 @dataclass(frozen=True)
 class Chapter:
     """A section of the result files as a chapter of the page: title, words, view, and its picture, if it has one."""
@@ -503,6 +530,13 @@ CHAPTERS = {
         "over seeds. Where settings were tried on a development split, each is listed by what distinguishes it.",
         _accuracy,
         "accuracy",
+    ),
+    "bank": Chapter(
+        "Repeating a few epochs of augmentation",
+        "`--bank K` repeats the augmentation of K epochs in turn, so that K stored epochs of the teacher's answers "
+        "serve any number. Each row trains the same student from the same teacher for the same number of steps; only K "
+        "and the seed differ. Differences are taken seed by seed, in points of top-1; the interval is Student's t.",
+        _bank,
     ),
 }
 """In the order of the page, by section of the result files; its view takes that section, of "accuracy" a list."""
