@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from bench.report.numbers import gibibytes, interval95, number, percent, quotient, seconds, spread, times
 from bench.report.render import NONE, Block, Columns, LeftOut, Row, Table
 from titn.report.style import shorten
 
@@ -21,55 +22,6 @@ and copies, compiled or not; the optimiser; and the rest: on a GPU waiting for w
 compiler's checks."""
 ARITHMETIC = KINDS[:3]
 """The kinds that do the operations that are counted as FLOPs."""
-
-
-# Numbers
-
-
-def number(value: float) -> str:
-    """Three significant digits, or all before the decimal point."""
-    if abs(value) >= 100:
-        return f"{value:,.0f}"
-    return f"{value:.1f}" if abs(value) >= 10 else f"{value:#.3g}"
-
-
-def spread(stat: Row, low: str = "low", high: str = "high") -> str:
-    """ "512 (498 to 530)": the median and the extremes, or other quantiles."""
-    return f"{number(stat['median'])} ({number(stat[low])} to {number(stat[high])})"
-
-
-def percent(value: float | None) -> str:
-    return NONE if value is None else f"{value:.1f}%"
-
-
-def gibibytes(size: int | None) -> str:
-    return NONE if size is None else f"{size / 2**30:.2f}"
-
-
-def seconds(value: float | None) -> str:
-    return NONE if value is None else f"{value:,.1f}"
-
-
-def times(ratio: Row | None) -> str:
-    """How many times as fast, with its interval; where that spans 1 no difference is claimed."""
-    if ratio is None:
-        return NONE
-    interval = f"({ratio['low']:.2f} to {ratio['high']:.2f})"
-    return (
-        f"no clear difference {interval}" if ratio["low"] <= 1 <= ratio["high"] else f"{ratio['median']:.2f} {interval}"
-    )
-
-
-def quotient(over: Row, under: Row, low: str = "low", high: str = "high") -> dict[str, float]:
-    """Of two statistics that were not taken in pairs: of their medians, between those of their opposite extremes."""
-    return {
-        "median": over["median"] / under["median"], "low": over[low] / under[high], "high": over[high] / under[low],
-    }  # fmt: skip
-
-
-def interval95(ends: Sequence[float] | None) -> str:
-    """In percent, within what a share can be."""
-    return "one seed: none" if ends is None else f"{100 * max(ends[0], 0):.2f}% to {100 * min(ends[1], 1):.2f}%"
 
 
 # What rows have in common
@@ -169,24 +121,27 @@ def _throughput(data: Row) -> list[Block]:
 
 def _waterfall(data: Row) -> list[Block]:
     rows = _measured(data)
-    steps = [
-        {**row, "to_last": row.get("ratio_to_last") or quotient(row["images_per_second"], last["images_per_second"])}
-        for row, last in zip(rows[1:], rows, strict=False)
-    ]
-    first = {**rows[0], "to_last": None} if rows else None
     columns: Columns = [
         ("step", lambda row: row["name"]),
         ("switch", lambda row: f"`{row['switch']}`" if row["switch"] else ""),
         ("images per second:", lambda row: spread(row["images_per_second"])),
-        ("times the step before:", lambda row: times(row["to_last"])),
-        (
-            "times the first:",
-            lambda row: number(row["images_per_second"]["median"] / rows[0]["images_per_second"]["median"]),
-        ),
+        ("times the step before:", lambda row: times(row["ratio_to_last"])),
+        ("times the first:", lambda row: times(row["ratio_to_first"])),
+        ("loss at the end:", lambda row: f"{row['loss']:.4f}"),
         ("peak GiB:", lambda row: gibibytes(row["peak_bytes"])),
     ]
+    words = [
+        f"{data['dataset']}, {data['batch_size']:,} images per step, teacher {data['teacher']}; {data['steps']} steps "
+        f"each. The loss is the mean of the last {data['round_steps']}."
+    ]
+    words += [
+        f"The teacher's answers were stored at {number(row['fill_images_per_second'])} images per second, once for "
+        "each image of an epoch; that is not in the speeds."
+        for row in rows
+        if row["fill_images_per_second"]
+    ][:1]
     left = ((row["name"], row.get("reason")) for row in data["rows"])
-    return [Table.of([first, *steps] if first else [], columns), LeftOut.of("Not measured", left)]
+    return [*words, Table.of(rows, columns), LeftOut.of("Not measured", left)]
 
 
 def _pipelines(data: Row) -> list[Block]:
@@ -458,8 +413,10 @@ CHAPTERS = {
     ),
     "waterfall": Chapter(
         "One switch after another",
-        "The same training step from the plain reference to everything that `--fast` switches on: each line adds "
-        "one switch to the line above. Where the interval of a ratio spans 1, no difference is claimed.",
+        "Short trainings from the same seed on the same images, from the plain reference to everything that `--fast` "
+        "switches on: each line adds one switch to the line above. The time is that of pipeline, teacher and step; "
+        "evaluation and checkpoints are left out. All take the same number of steps, and beside each speed stands the "
+        "loss at their end, which no switch may cost. Where the interval of a ratio spans 1, no difference is claimed.",
         _waterfall,
         "waterfall",
     ),
