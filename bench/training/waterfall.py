@@ -35,7 +35,7 @@ from titn.data.dataset import Dataset, load_dataset
 from titn.errors import UserError, command
 from titn.kernels.common.backend import interpreting
 from titn.network import NetworkSpec, save_network
-from titn.pipelines import Batch, EpochPlan, TorchPipeline
+from titn.pipelines import Batch, EpochPlan, TorchPipeline, make_pipeline
 from titn.teachers.architectures import create_teacher
 from titn.teachers.find import Teacher
 from titn.training.preparation import augmentation_of, build_step
@@ -51,8 +51,13 @@ TOY: dict[str, Any] = {"depth": 1, "image_size": 16}
 TOY_BATCH_SIZE = 2
 ROUNDS = 9
 REFERENCE: dict[str, Any] = {
-    "amp": "off", "compile": "off", "kernels": "torch", "teacher_cache": "off", "cuda_graph": "off",
-}  # fmt: skip
+    "amp": "off",
+    "compile": "off",
+    "kernels": "torch",
+    "pipeline": "torch",
+    "teacher_cache": "off",
+    "cuda_graph": "off",
+}
 """What `--fast` switches on, in this order."""
 
 Row = dict[str, Any]
@@ -79,6 +84,7 @@ class Training:
     def __init__(self, config: TrainConfig, dataset: Dataset, teacher: Teacher) -> None:
         switches = select(config)
         self.device, self.losses = switches.device, list[Tensor]()
+        self._backend = switches.pipeline
         self._schedule = Schedule.of(config, len(dataset.train_labels), self.device.type)
         torch.manual_seed(config.seed)
         module = NetworkSpec.of(config, dataset).build(switches.kernels).train()
@@ -87,9 +93,7 @@ class Training:
         self._batches = self._epochs(config, dataset)
 
     def _epochs(self, config: TrainConfig, dataset: Dataset) -> Iterator[Batch]:
-        pipeline = TorchPipeline(
-            dataset.train_images, dataset.train_labels, mean=dataset.mean, std=dataset.std, device=self.device
-        )
+        pipeline = make_pipeline(dataset, backend=self._backend, device=self.device)
         plan = EpochPlan.draw(
             augmentation_of(config, self._schedule.batch_size),
             size=pipeline.size,
@@ -275,8 +279,10 @@ def steps(config: TrainConfig, small: bool = False) -> list[Planned]:
         tried = settings | {switch: "triton" if interpreted and switch == "kernels" else "auto"}
         candidate = config.changed(fast=True, **tried)
         name, decided = f"+ {switch.replace('_', ' ')}", decision(select(candidate), switch)
-        if not decided.on:
-            planned.append(Planned(name, flag(switch), None, "; ".join(decided.reasons)))
+        if decided.value == REFERENCE[switch]:
+            planned.append(
+                Planned(name, flag(switch), None, "; ".join(decided.reasons) or f"{decided.value} is best here")
+            )
         else:
             settings = tried
             planned.append(Planned(name, f"{flag(switch)} {decided.value}", candidate))
