@@ -289,7 +289,7 @@ def test_the_newest_of_each_section_counts_and_no_dry_run(checkout: Path) -> Non
     assert run(checkout) == 0
     text = page(checkout)
     assert "77,777" in text and "61,234" not in text and "99,999" not in text
-    assert "| kernels | `--kernels auto` |" in text, "a newer failure must not hide an older measurement"
+    assert "| stored answers | `--teacher-cache auto` |" in text, "a newer failure must not hide an older measurement"
 
 
 def test_accuracy_is_kept_apart_by_data_set_and_split(checkout: Path) -> None:
