@@ -79,7 +79,7 @@ PARTS = (
     Part("training", "throughput --batch-sizes {batch} --rounds {rounds} --profile", 190),
     Part("racecheck", "kernels --check --dry-run", 20, (*SANITIZER, "racecheck")),
     Part("initcheck", "kernels --check --dry-run", 20, (*SANITIZER, "initcheck")),
-    Part("waterfall", "waterfall --rounds {rounds}", 60),
+    Part("waterfall", "waterfall --dataset {dataset} --data-dir {data_dir} --rounds {rounds}", 60),
     Part("rivals", "kernels --cases paper --dtypes {dtype} --providers others", 40),
     Part("other-sizes", "kernels --cases others --dtypes {dtype} --providers first", 40),
     Part("other-batches", "throughput --batch-sizes {other_batches} --rounds {rounds}", 50),
@@ -243,7 +243,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--minutes", type=float, default=10.0, help="all of it takes at most so long (default: 10)")
     parser.add_argument("--data-dir", type=Path, default=Path("data"), help="where the data set of accuracy lies")
     parser.add_argument("--runs-dir", type=Path, default=Path("runs"), help="where the trainings of accuracy are kept")
-    parser.add_argument("--dataset", default="digits", help="of accuracy (default: digits, which is always at hand)")
+    parser.add_argument(
+        "--dataset", default="digits", help="of waterfall and accuracy (default: digits, always at hand)"
+    )
     parser.add_argument("--parts", nargs="+", choices=names, default=names, help=f"default: {' '.join(names)}")
     given, at = options.start(parser, argv, seed=SEED)
     if not installed("triton"):

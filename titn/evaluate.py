@@ -1,9 +1,13 @@
-"""`python -m titn.evaluate RUN`: test accuracy of a run's newest checkpoint, exactly as the run itself reported it."""
+"""`python -m titn.evaluate RUN`: test accuracy of a run's newest checkpoint, exactly as the run itself reported it.
+
+`--weights average` evaluates the running average of the weights, of a run that was trained with `--average`.
+"""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Literal
 
 import torch
 from rich.console import Console
@@ -21,7 +25,12 @@ from titn.training.trainer import test_logits
 
 
 def evaluate(
-    folder: str, *, runs_dir: str = "runs", data_dir: str | None = None, device: str = "auto"
+    folder: str,
+    *,
+    runs_dir: str = "runs",
+    data_dir: str | None = None,
+    device: str = "auto",
+    weights: Literal["last", "average"] = "last",
 ) -> dict[str, float]:
     """Scores of the run's newest checkpoint on its whole test set: top1, top5, and macro precision, recall and f1.
 
@@ -30,14 +39,19 @@ def evaluate(
         runs_dir: folder of run folders.
         data_dir: where the data set lies, or the data set's own folder; by default where the run read it.
         device: auto, cpu, cuda or cuda:N.
+        weights: those of the last step, or their running average.
 
     Raises:
-        UserError: no such run, no checkpoint, a damaged one, or the data set is not what the run was trained on.
+        UserError: no such run, no checkpoint, a damaged one, or no average, or the data set is not what the run was
+            trained on.
     """
     run = Run.find(folder, runs_dir)
     newest = run.newest_checkpoint()
     checkpoint.verify(newest)
-    module, spec = load_network(newest / checkpoint.MODEL)
+    file = newest / (checkpoint.AVERAGE if weights == "average" else checkpoint.MODEL)
+    if not file.exists():
+        raise UserError(f"{run.folder} has no averaged weights: it was trained without --average; use --weights last")
+    module, spec = load_network(file)
     where = select_device(device)
     if where.type == "cuda":
         torch.backends.cudnn.allow_tf32 = False  # as in training: float32 means float32, in convolutions too
@@ -68,9 +82,18 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--runs-dir", default="runs")
     parser.add_argument("--data-dir", help="where the data set lies (default: where the run read it)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    parser.add_argument(
+        "--weights", choices=("last", "average"), default="last", help="the last step's, or their running average"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     arguments = parser.parse_args(argv)
-    scores = evaluate(arguments.run, runs_dir=arguments.runs_dir, data_dir=arguments.data_dir, device=arguments.device)
+    scores = evaluate(
+        arguments.run,
+        runs_dir=arguments.runs_dir,
+        data_dir=arguments.data_dir,
+        device=arguments.device,
+        weights=arguments.weights,
+    )
     if arguments.json:
         print(json.dumps({"run": str(Path(arguments.run)), **scores}))
         return

@@ -7,8 +7,8 @@ import hashlib
 import json
 import os
 import re
+import secrets
 import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
@@ -39,16 +39,16 @@ def write_atomic(path: Path, data: bytes | str) -> None:
 @contextlib.contextmanager
 def open_atomic(path: Path) -> Iterator[IO[bytes]]:
     """A temporary file to write; on a clean exit it is synced and becomes `path`, else it is removed."""
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:64]}.")
+    temporary = _temporary(path)
     try:
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
         with os.fdopen(descriptor, "wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        Path(temporary).chmod(0o666 & ~_umask())
-        Path(temporary).replace(path)
+        temporary.replace(path)
     except BaseException as error:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise _named(error, path) from None
     sync_folder(path.parent)
 
@@ -56,12 +56,12 @@ def open_atomic(path: Path) -> Iterator[IO[bytes]]:
 @contextlib.contextmanager
 def folder_atomic(path: Path) -> Iterator[Path]:
     """A temporary folder to fill; on a clean exit its files are synced and it becomes `path`, else it is removed."""
-    temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name[:64]}."))
+    temporary = _temporary(path)
     try:
-        temporary.chmod(0o777 & ~_umask())
+        temporary.mkdir()
         yield temporary
         for file in temporary.iterdir():
-            file.chmod(0o666 & ~_umask())
+            file.chmod(temporary.stat().st_mode & 0o666)
             with file.open("rb+") as opened:
                 os.fsync(opened.fileno())
         sync_folder(temporary)
@@ -72,17 +72,43 @@ def folder_atomic(path: Path) -> Iterator[Path]:
     sync_folder(path.parent)
 
 
+class HostCopies:
+    """Copies of tensors in the CPU's memory, which keep what the tensors hold now.
+
+    A GPU's are made in its own time: nothing waits before `tensors` is read.
+    """
+
+    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
+        self._copies = {
+            name: (
+                tensor.detach().contiguous().to("cpu", non_blocking=True)
+                if tensor.is_cuda
+                else tensor.detach().clone(memory_format=torch.contiguous_format)
+            )
+            for name, tensor in tensors.items()
+        }
+        self._done: list[torch.cuda.Event] = []
+        for device in {tensor.device for tensor in tensors.values() if tensor.is_cuda}:
+            with torch.cuda.device(device):
+                self._done.append(torch.cuda.Event(blocking=True))
+                self._done[-1].record()
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """The copies, once they are made."""
+        for event in self._done:
+            event.synchronize()
+        return self._copies
+
+
 def write_safetensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
-    """Write tensors, brought to the CPU, as safetensors; a GPU's are copied at once and waited for once.
+    """Write tensors, contiguous in the CPU's memory, as safetensors.
 
     Raises:
         OSError: the disk is full or the file cannot be written; safetensors itself raises a type of its own.
     """
-    stored = {name: tensor.detach().contiguous().to("cpu", non_blocking=True) for name, tensor in tensors.items()}
-    for device in {tensor.device for tensor in tensors.values() if tensor.is_cuda}:
-        torch.cuda.synchronize(device)
     try:
-        save_file(stored, path, metadata=dict(metadata or {}))
+        save_file(dict(tensors), path, metadata=dict(metadata or {}))
     except SafetensorError as error:
         number = re.search(r"os error (\d+)", str(error))
         if number is None:
@@ -110,10 +136,9 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+def _temporary(path: Path) -> Path:
+    """A name beside `path` that nobody has."""
+    return path.with_name(f".{path.name[:64]}.{secrets.token_hex(8)}")
 
 
 def _named(error: BaseException, path: Path) -> BaseException:

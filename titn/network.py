@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from titn.config import RunConfig
 from titn.data.dataset import Dataset
 from titn.errors import UserError
-from titn.files import write_safetensors
+from titn.files import HostCopies, write_safetensors
 from titn.models import MODELS
 from titn.models.metadata import StoredNetwork
 from titn.models.registry import build, model_sizes
@@ -61,7 +61,7 @@ class NetworkSpec(StoredNetwork):
 
 def save_network(path: Path, module: nn.Module, spec: NetworkSpec) -> None:
     """Write the module's state dict as safetensors, with `spec` in its metadata."""
-    write_safetensors(path, module.state_dict(), spec.to_metadata())
+    write_safetensors(path, HostCopies(module.state_dict()).tensors, spec.to_metadata())
 
 
 def read_spec(path: Path) -> NetworkSpec:

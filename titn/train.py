@@ -76,7 +76,9 @@ def train(config: RunConfig, *, console: Console | None = None, dataset: Dataset
     check_fit(config, switches, schedule, dataset, module, source)
     announce(config, switches, dataset, schedule, source, console)
     targets = teacher_targets(config, switches, schedule, dataset, teacher, console) if teacher else None
-    settled = config.changed(batch_size=schedule.batch_size, lr=schedule.peak)
+    term = config.distillation_term
+    used = {"temperature": term["temperature"]} if distils and term["kind"] != "hard" else {}
+    settled = config.changed(batch_size=schedule.batch_size, lr=schedule.peak, **used)
     resumed = run is not None
     if run is None:
         if config.initial_weights is not None:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from bench.report.numbers import gibibytes, interval95, number, percent, quotient, seconds, spread, times
 from bench.report.render import NONE, Block, Columns, LeftOut, Row, Table
 from titn.report.style import shorten
 
@@ -21,55 +22,6 @@ and copies, compiled or not; the optimiser; and the rest: on a GPU waiting for w
 compiler's checks."""
 ARITHMETIC = KINDS[:3]
 """The kinds that do the operations that are counted as FLOPs."""
-
-
-# Numbers
-
-
-def number(value: float) -> str:
-    """Three significant digits, or all before the decimal point."""
-    if abs(value) >= 100:
-        return f"{value:,.0f}"
-    return f"{value:.1f}" if abs(value) >= 10 else f"{value:#.3g}"
-
-
-def spread(stat: Row, low: str = "low", high: str = "high") -> str:
-    """ "512 (498 to 530)": the median and the extremes, or other quantiles."""
-    return f"{number(stat['median'])} ({number(stat[low])} to {number(stat[high])})"
-
-
-def percent(value: float | None) -> str:
-    return NONE if value is None else f"{value:.1f}%"
-
-
-def gibibytes(size: int | None) -> str:
-    return NONE if size is None else f"{size / 2**30:.2f}"
-
-
-def seconds(value: float | None) -> str:
-    return NONE if value is None else f"{value:,.1f}"
-
-
-def times(ratio: Row | None) -> str:
-    """How many times as fast, with its interval; where that spans 1 no difference is claimed."""
-    if ratio is None:
-        return NONE
-    interval = f"({ratio['low']:.2f} to {ratio['high']:.2f})"
-    return (
-        f"no clear difference {interval}" if ratio["low"] <= 1 <= ratio["high"] else f"{ratio['median']:.2f} {interval}"
-    )
-
-
-def quotient(over: Row, under: Row, low: str = "low", high: str = "high") -> dict[str, float]:
-    """Of two statistics that were not taken in pairs: of their medians, between those of their opposite extremes."""
-    return {
-        "median": over["median"] / under["median"], "low": over[low] / under[high], "high": over[high] / under[low],
-    }  # fmt: skip
-
-
-def interval95(ends: Sequence[float] | None) -> str:
-    """In percent, within what a share can be."""
-    return "one seed: none" if ends is None else f"{100 * max(ends[0], 0):.2f}% to {100 * min(ends[1], 1):.2f}%"
 
 
 # What rows have in common
@@ -169,24 +121,27 @@ def _throughput(data: Row) -> list[Block]:
 
 def _waterfall(data: Row) -> list[Block]:
     rows = _measured(data)
-    steps = [
-        {**row, "to_last": row.get("ratio_to_last") or quotient(row["images_per_second"], last["images_per_second"])}
-        for row, last in zip(rows[1:], rows, strict=False)
-    ]
-    first = {**rows[0], "to_last": None} if rows else None
     columns: Columns = [
         ("step", lambda row: row["name"]),
         ("switch", lambda row: f"`{row['switch']}`" if row["switch"] else ""),
         ("images per second:", lambda row: spread(row["images_per_second"])),
-        ("times the step before:", lambda row: times(row["to_last"])),
-        (
-            "times the first:",
-            lambda row: number(row["images_per_second"]["median"] / rows[0]["images_per_second"]["median"]),
-        ),
+        ("times the step before:", lambda row: times(row["ratio_to_last"])),
+        ("times the first:", lambda row: times(row["ratio_to_first"])),
+        ("loss at the end:", lambda row: f"{row['loss']:.4f}"),
         ("peak GiB:", lambda row: gibibytes(row["peak_bytes"])),
     ]
+    words = [
+        f"{data['dataset']}, {data['batch_size']:,} images per step, teacher {data['teacher']}; {data['steps']} steps "
+        f"each. The loss is the mean of the last {data['round_steps']}."
+    ]
+    words += [
+        f"The teacher's answers were stored at {number(row['fill_images_per_second'])} images per second, once for "
+        "each image of an epoch; that is not in the speeds."
+        for row in rows
+        if row["fill_images_per_second"]
+    ][:1]
     left = ((row["name"], row.get("reason")) for row in data["rows"])
-    return [Table.of([first, *steps] if first else [], columns), LeftOut.of("Not measured", left)]
+    return [*words, Table.of(rows, columns), LeftOut.of("Not measured", left)]
 
 
 def _pipelines(data: Row) -> list[Block]:
@@ -407,6 +362,33 @@ def _accuracy(sections: Sequence[Row]) -> list[Block]:
     return [Table.of(pairs, columns), Table.of(runs, run_columns, f"All {len(runs)} runs")]
 
 
+def _bank(data: Row) -> list[Block]:
+    def difference(row: Row) -> str:
+        pair = row["to_fresh"]
+        if pair is None:
+            return NONE
+        ends = pair["interval95"]
+        words = "one pair" if ends is None else f"{100 * ends[0]:+.2f} to {100 * ends[1]:+.2f}"
+        return f"{100 * pair['mean']:+.2f} ({words})"
+
+    columns: Columns = [
+        ("epochs of augmentation", lambda row: "always fresh" if row["bank"] is None else f"{row['bank']} in turn"),
+        ("each seen, times:", lambda row: "1" if row["bank"] is None else number(data["epochs"] / row["bank"])),
+        ("seeds:", lambda row: f"{len(row['runs'])} of {data['planned_seeds']}"),
+        ("top-1, last epoch:", lambda row: NONE if row["mean"] is None else f"{100 * row['mean']:.2f}%"),
+        ("of each seed", lambda row: ", ".join(f"{100 * run['top1']:.2f}%" for run in row["runs"]) or NONE),
+        ("points to fresh, same seed:", difference),
+    ]
+    settings, teacher = data["settings"], data["teacher"]
+    words = (
+        f"{data['dataset']}: {data['train_images']:,} training images, {data['epochs']} epochs, "
+        f"{settings['model']} with {settings['depth']} blocks, {settings['optimizer']} at {settings['lr']:g}, "
+        f"{settings['batch_size']} images per step; judged on {data['development_images']:,} held-out training images. "
+        f"Teacher: {teacher['name']}, {100 * teacher['top1']:.2f}%."
+    )
+    return [words, Table.of(data["rows"], columns)]
+
+
 @dataclass(frozen=True)
 class Chapter:
     """A section of the result files as a chapter of the page: title, words, view, and its picture, if it has one."""
@@ -431,8 +413,10 @@ CHAPTERS = {
     ),
     "waterfall": Chapter(
         "One switch after another",
-        "The same training step from the plain reference to everything that `--fast` switches on: each line adds "
-        "one switch to the line above. Where the interval of a ratio spans 1, no difference is claimed.",
+        "Short trainings from the same seed on the same images, from the plain reference to everything that `--fast` "
+        "switches on: each line adds one switch to the line above. The time is that of pipeline, teacher and step; "
+        "evaluation and checkpoints are left out. All take the same number of steps, and beside each speed stands the "
+        "loss at their end, which no switch may cost. Where the interval of a ratio spans 1, no difference is claimed.",
         _waterfall,
         "waterfall",
     ),
@@ -503,6 +487,13 @@ CHAPTERS = {
         "over seeds. Where settings were tried on a development split, each is listed by what distinguishes it.",
         _accuracy,
         "accuracy",
+    ),
+    "bank": Chapter(
+        "Repeating a few epochs of augmentation",
+        "`--bank K` repeats the augmentation of K epochs in turn, so that K stored epochs of the teacher's answers "
+        "serve any number. Each row trains the same student from the same teacher for the same number of steps; only K "
+        "and the seed differ. Differences are taken seed by seed, in points of top-1; the interval is Student's t.",
+        _bank,
     ),
 }
 """In the order of the page, by section of the result files; its view takes that section, of "accuracy" a list."""

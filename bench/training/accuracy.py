@@ -31,7 +31,7 @@ from titn.errors import Interrupted, UserError, command
 from titn.network import NetworkSpec
 from titn.teachers.architectures import TEACHERS
 from titn.teachers.find import find_teacher, load_teacher
-from titn.train import train
+from titn.train import train, trained
 from titn.training.run import Run
 from titn.training.schedule import Schedule
 
@@ -166,17 +166,16 @@ def shared_teacher(config: TrainConfig, data: Dataset, console: Console) -> tupl
     if config.teacher == "none":
         return config, None
     source = find_teacher(config, data)
-    if source.to_train is not None:
-        train(source.to_train, console=console, dataset=data)
-    teacher = load_teacher(source.path, data)
-    result = (Run(source.path).result() or {}) if (source.path / "config.yaml").is_file() else {}
+    path = trained(source, config, data, "the same command", console)
+    teacher = load_teacher(path, data)
+    result = (Run(path).result() or {}) if (path / "config.yaml").is_file() else {}
     known = {
         "name": teacher.name,
         "top1": teacher.top1,
         "epochs": result.get("epochs"),
         "seconds": result.get("wall_seconds"),
     }
-    return config.changed(teacher=str(source.path)), known
+    return config.changed(teacher=str(path)), known
 
 
 def train_seed(config: TrainConfig, data: Dataset, console: Console, target: float | None) -> Section:

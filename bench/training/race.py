@@ -7,7 +7,7 @@ import gc
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 
@@ -29,15 +29,26 @@ class Timed:
     """Seconds of a step, one per round, and peak memory in bytes."""
 
     seconds: list[float]
-    peak_bytes: int
+    peak_bytes: int | None
+
+
+class Steps(Protocol):
+    """Calling it takes one step; `release` frees what is of no use after it."""
+
+    def __call__(self) -> None: ...
+
+    def release(self) -> None: ...
+
+
+S = TypeVar("S", bound=Steps)
 
 
 @dataclass(frozen=True)
-class Ready:
+class Ready(Generic[S]):
     """A step that is compiled and warm, its peak memory in bytes and the steps of one of its rounds."""
 
-    step: Step
-    peak_bytes: int
+    step: S
+    peak_bytes: int | None
     count: int
 
 
@@ -46,7 +57,7 @@ class Race:
     """How a race stands: what was timed, by contender, or why it was not; and the steps that are warm."""
 
     outcomes: dict[str, Timed | str]
-    ready: dict[str, Ready]
+    ready: dict[str, Ready[Step]]
     over: bool
 
 
@@ -61,7 +72,7 @@ def race(
     as there is any time left.
     """
     sizes = sizes or (TOY if at.small else Sizes())
-    ready: dict[str, Ready] = {}
+    ready: dict[str, Ready[Step]] = {}
     reasons: dict[str, str] = {}
     with fresh_compiler(at.device):
         for one in contenders:
@@ -79,7 +90,9 @@ def race(
         free(at.device)
 
 
-def _timed(ready: dict[str, Ready], reasons: dict[str, str], rounds: int, device: torch.device, *, over: bool) -> Race:
+def _timed(
+    ready: dict[str, Ready[Step]], reasons: dict[str, str], rounds: int, device: torch.device, *, over: bool
+) -> Race:
     seconds, failed = take_turns(ready, rounds, device)
     for name in failed:
         del ready[name]
@@ -119,7 +132,7 @@ def free(device: torch.device) -> None:
 
 def prepare(
     contender: Contender, device: torch.device, batch_size: int, sizes: Sizes, *, small: bool = False
-) -> Ready | str:
+) -> Ready[Step] | str:
     """Build, compile and warm up a contender; or the reason why it cannot run.
 
     The peak counts parameters, optimiser, batch and activations. On a GPU it is `torch.cuda.max_memory_allocated`, less
@@ -159,7 +172,7 @@ def prepare(
 
 
 def take_turns(
-    ready: Mapping[str, Ready], rounds: int, device: torch.device
+    ready: Mapping[str, Ready[S]], rounds: int, device: torch.device
 ) -> tuple[dict[str, list[float]], dict[str, str]]:
     """Seconds per step of each, interleaved A B A B, so that a drifting machine moves all alike.
 
@@ -180,7 +193,7 @@ def take_turns(
     return {name: values for name, values in seconds.items() if name not in failed}, failed
 
 
-def one_round(one: Ready, device: torch.device) -> float:
+def one_round(one: Ready[S], device: torch.device) -> float:
     """Seconds per step of `count` steps in a row."""
 
     def steps() -> None:

@@ -16,9 +16,10 @@ from rich.console import Console
 from bench.record import Record, describe_device, label
 from bench.report import page as report
 from bench.report.charts import DRAWINGS, fingerprint, svg
+from bench.report.numbers import times
 from bench.report.render import LeftOut, Table, markdown, show
 from bench.report.results import read_results
-from bench.report.sections import CHAPTERS, times
+from bench.report.sections import CHAPTERS
 from titn.provenance import ROOT
 
 GPU = {
@@ -75,6 +76,17 @@ KERNELS = [
 KINDS = {
     "products": 40.0, "attention": 15.0, "fused kernels": 5.0, "element-wise": 20.0, "optimiser": 8.0, "rest": 12.0,
 }  # fmt: skip
+
+
+def switched(name: str, switch: str, speed: float, gib: int, gain: float | None) -> dict[str, Any]:
+    """A row of the waterfall."""
+    ratio = None if gain is None else stat(gain, 9)
+    return {
+        "name": name, "switch": switch, "images_per_second": stat(speed), "peak_bytes": gib * 2**30, "loss": 4.5678,
+        "ratio_to_last": ratio, "ratio_to_first": ratio, "fill_images_per_second": None,
+    }  # fmt: skip
+
+
 SECTIONS: dict[str, Any] = {
     "ceilings": {"copy_gb_per_s": stat(4300.0), "product_tflops": {"bf16": stat(790.0), "fp32": stat(51.0)}},
     "correctness": [
@@ -85,11 +97,12 @@ SECTIONS: dict[str, Any] = {
     ],
     "kernels": KERNELS,
     "throughput": THROUGHPUT,
-    "waterfall": {"batch_size": 1024, "rows": [
-        {"name": "reference", "switch": "", "images_per_second": stat(5000.0), "peak_bytes": 9 * 2**30},
-        {"name": "bfloat16", "switch": "--amp bf16", "images_per_second": stat(8000.0), "peak_bytes": 5 * 2**30},
-        {"name": "kernels", "switch": "--kernels auto", "images_per_second": stat(20_000.0), "peak_bytes": 2 * 2**30},
-        {"name": "CUDA graph", "switch": "--cuda-graph on", "reason": "no room"},
+    "waterfall": {
+        "batch_size": 1024, "dataset": "cifar100", "teacher": "vgg16_bn", "steps": 20, "round_steps": 10, "rows": [
+            switched("reference", "", 5000.0, 9, None),
+            switched("bfloat16", "--amp bf16", 8000.0, 5, 1.6),
+            switched("stored answers", "--teacher-cache auto", 20_000.0, 2, 2.5) | {"fill_images_per_second": 4321.0},
+            {"name": "CUDA graph", "switch": "--cuda-graph on", "reason": "no room"},
     ]},
     "pipelines": {"dataset": "cifar100", "images": 50_000, "workers": 2, "rows": [
         {"source": "torchvision v2, DataLoader", "batch_size": 256, "images_per_second": stat(2000.0),
@@ -98,6 +111,16 @@ SECTIONS: dict[str, Any] = {
          "ratio_to_torchvision": stat(4.5)},
         {"source": "kornia on batches", "batch_size": 256, "reason": "No module named 'kornia'"},
     ]},
+    "bank": {
+        "dataset": "cifar10", "train_images": 3000, "development_images": 5000, "epochs": 48, "planned_seeds": 3,
+        "teacher": {"name": "small_cnn", "top1": 0.6}, "commits": ["abc"],
+        "settings": {"model": "titn", "depth": 2, "optimizer": "adamw", "lr": 1e-3, "batch_size": 64},
+        "rows": [
+            {"bank": 16, "runs": [{"seed": 0, "top1": 0.5125}, {"seed": 1, "top1": 0.51}], "mean": 0.51125,
+             "to_fresh": {"mean": -0.01, "interval95": [-0.03, 0.01]}},
+            {"bank": None, "runs": [{"seed": 0, "top1": 0.52}], "mean": 0.52, "to_fresh": None},
+        ],
+    },
     "scaling": {"rows": [
         {"axis": axis, "value": value, "batch_size": 256, "images_per_second": stat(speed), "peak_bytes": 2**30 * value,
          "gflops_per_image": 0.6642, "percent_of_product_ceiling": speed / 1000, "percent_by_kind": KINDS,
@@ -179,8 +202,14 @@ def test_numbers_come_from_the_files(checkout: Path) -> None:
     assert "| 1,024 | titn --fast | 61,234 (55,111 to 73,481) | 2.25 (2.02 to 2.70) | 3.00 | 31.2 | 4.5 |" in training
     assert "out of memory \\| 79 GiB: titn --fast, 4096 images per step" in training
     steps = chapter(checkout, "One switch after another")
-    assert "| bfloat16 | `--amp bf16` | 8,000 (7,200 to 9,600) | 1.60 (1.20 to 2.13) | 1.60 | 5.00 |" in steps
-    assert "| kernels | `--kernels auto` | 20,000 (18,000 to 24,000) | 2.50 (1.88 to 3.33) | 4.00 | 2.00 |" in steps
+    gain = "1.60 (1.44 to 1.92)"
+    assert f"| bfloat16 | `--amp bf16` | 8,000 (7,200 to 9,600) | {gain} | {gain} | 4.5678 | 5.00 |" in steps
+    assert "| reference |  | 5,000 (4,500 to 6,000) | – | – | 4.5678 | 9.00 |" in steps
+    assert (
+        "cifar100, 1,024 images per step, teacher vgg16_bn; 20 steps each. The loss is the mean of the last 10."
+        in steps
+    )
+    assert "stored at 4,321 images per second" in steps
     assert "no room: CUDA graph" in steps
     assert "790 | 711 | 948 | 5" in chapter(checkout, "Ceilings of the device")
     right = chapter(checkout, "Kernels: are they right?")
@@ -260,7 +289,7 @@ def test_the_newest_of_each_section_counts_and_no_dry_run(checkout: Path) -> Non
     assert run(checkout) == 0
     text = page(checkout)
     assert "77,777" in text and "61,234" not in text and "99,999" not in text
-    assert "| kernels | `--kernels auto` |" in text, "a newer failure must not hide an older measurement"
+    assert "| stored answers | `--teacher-cache auto` |" in text, "a newer failure must not hide an older measurement"
 
 
 def test_accuracy_is_kept_apart_by_data_set_and_split(checkout: Path) -> None:
@@ -273,6 +302,15 @@ def test_accuracy_is_kept_apart_by_data_set_and_split(checkout: Path) -> None:
     of_development = "| cifar100 | development | vgg16_bn, 70.00% | 30 | 2 of 5 | 56.00% | 55.00% to 57.00% | 74.71% |"
     assert of_test in text and of_development + " 20 to 20, in 1 of 2 runs | shortened |" in text
     assert "50.00%" not in text
+
+
+def test_a_bank_is_compared_with_fresh_augmentation(checkout: Path) -> None:
+    add(checkout, SECTIONS, 3)
+    assert run(checkout) == 0
+    text = chapter(checkout, "Repeating a few epochs of augmentation")
+    assert "cifar10: 3,000 training images, 48 epochs, titn with 2 blocks, adamw at 0.001, 64 images per step" in text
+    assert "| 16 in turn | 3.00 | 2 of 3 | 51.12% | 51.25%, 51.00% | -1.00 (-3.00 to +1.00) |" in text
+    assert "| always fresh | 1 | 1 of 3 | 52.00% | 52.00% | – |" in text
 
 
 def test_choices_on_a_development_split_are_listed_by_what_distinguishes_them(checkout: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import os
 import sys
@@ -19,7 +18,7 @@ from bench.options import Budget, Setting
 from bench.record import statistic
 from bench.report.sections import KINDS, arithmetic, elsewhere
 from bench.timing import peak_growth
-from bench.training import race, scaling, throughput, waterfall
+from bench.training import race, scaling, throughput
 from bench.training.contenders import (
     LEARNING_RATE,
     TOY,
@@ -29,14 +28,10 @@ from bench.training.contenders import (
     Step,
     all_contenders,
     fast_contender,
-    of_switches,
     titn,
 )
 from bench.training.profile import Operator, kind, percent_by_kind, shares
 from bench.training.scaling import Grid
-from titn.config import TrainConfig
-from titn.kernels.common.backend import interpreting
-from titn.training.switches import native_bfloat16, select
 
 CPU = torch.device("cpu")
 AT = Setting(CPU, small=True)
@@ -246,46 +241,6 @@ def test_a_bad_number_is_one_line(option: str, capsys: pytest.CaptureFixture[str
         throughput.main([option, "0"])
     assert stop.value.code == 2
     assert capsys.readouterr().err == f"error: {option} must be at least 1, not 0\n"
-
-
-# The waterfall
-
-
-def test_it_goes_from_the_reference_to_fast_one_switch_at_a_time() -> None:
-    contenders = [contender for _, contender in waterfall.steps(CPU) if contender is not None]
-    assert contenders[0] == of_switches("reference", select(TrainConfig(dataset="cifar100", device="cpu")))
-    assert (contenders[0].form, contenders[0].amp, contenders[0].kernels) == ("eager", None, "torch")
-    fast = fast_contender(CPU, AMP)
-    assert replace(contenders[-1], name=fast.name, kernels=fast.kernels) == fast
-    for before, after in itertools.pairwise(contenders):
-        assert sum(getattr(before, name) != getattr(after, name) for name in ("form", "amp", "kernels")) == 1
-
-
-def test_every_switch_of_fast_is_there_with_a_reason_where_it_is_off() -> None:
-    rows = {row["name"]: (row, contender) for row, contender in waterfall.steps(CPU)}
-    switches = select(TrainConfig(dataset="cifar100", device="cpu", fast=True)).rows
-    names = {f"+ {row.name.replace('-', ' ')}" for row in switches if row.name not in ("device", "teacher-cache")}
-    assert set(rows) == {"reference", *names}
-    for row, contender in rows.values():
-        assert bool(row.get("reason")) == (contender is None)
-    assert rows["+ cuda graph"][0]["reason"] == "no GPU"
-
-
-def test_the_waterfall_writes_what_it_measured(tmp_path: Path) -> None:
-    waterfall.main(["--dry-run", "--rounds", "1", "--batch-size", "1", "--out", str(tmp_path)])
-    (file,) = tmp_path.glob("*/*.json")
-    section = json.loads(file.read_text())["sections"]["waterfall"]
-    rows = {row["name"]: row for row in section["rows"]}
-    assert list(rows) == [row["name"] for row, _ in waterfall.steps(CPU, small=True)]
-    assert rows["reference"]["ratio_to_last"] is None and rows["reference"]["peak_bytes"] > 0
-    measured = [row for row in section["rows"] if "images_per_second" in row]
-    assert {"reference", "+ compile"} <= {row["name"] for row in measured}
-    for before, row in itertools.pairwise(measured):
-        speeds = [each["images_per_second"]["median"] for each in (before, row)]
-        assert row["ratio_to_last"]["median"] == pytest.approx(speeds[1] / speeds[0])
-    if interpreting():
-        assert rows["+ kernels"]["switch"] == "--kernels triton" and "images_per_second" in rows["+ kernels"]
-        assert ("images_per_second" in rows["+ amp"]) == native_bfloat16(CPU)
 
 
 # Scaling

@@ -1,7 +1,8 @@
 """Checkpoints: model in safetensors; optimiser, random generators and progress beside it; no pickle anywhere.
 
 `checkpoints/epoch-0003` is the state after three epochs, `checkpoints/epoch-0003-step-000012` after twelve steps of the
-fourth. The last two are kept, and the one that was best.
+fourth. The last two are kept, and the one that was best. A `Snapshot` is the state at one moment; `Writer` writes it in
+a thread while training goes on.
 """
 
 from __future__ import annotations
@@ -9,9 +10,10 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from safetensors import SafetensorError
@@ -19,8 +21,8 @@ from safetensors.torch import load_file
 from torch import nn
 
 from titn.errors import UserError
-from titn.files import folder_atomic, sha256, write_safetensors
-from titn.network import NetworkSpec, load_weights, save_network
+from titn.files import HostCopies, folder_atomic, sha256, write_safetensors
+from titn.network import NetworkSpec, load_weights
 
 MODEL = "model.safetensors"
 AVERAGE = "average.safetensors"
@@ -93,47 +95,90 @@ def newest(root: Path) -> Path | None:
     return found[-1] if found else None
 
 
-def save(
-    root: Path,
-    progress: Progress,
-    module: nn.Module,
-    spec: NetworkSpec,
-    optimizer: torch.optim.Optimizer,
-    average: nn.Module | None = None,
-) -> Path:
-    """Write one checkpoint atomically and remove the ones no longer kept.
+class Snapshot:
+    """A training's state at this moment, in memory of its own: the training may go on before it is written.
 
     `average` has the averaged weights of `module`, where there are any.
-
-    Raises:
-        OSError: it cannot be written; the checkpoints there were stay as they are.
     """
-    target = root / progress.folder
-    if not target.exists():
-        state = optimizer.state_dict()
+
+    def __init__(
+        self,
+        progress: Progress,
+        module: nn.Module,
+        spec: NetworkSpec,
+        optimizer: torch.optim.Optimizer,
+        average: nn.Module | None = None,
+    ) -> None:
         tensors = {f"rng.{name}": value for name, value in _rng_state().items()}
         scalars: dict[str, Any] = {}
-        for index, values in state["state"].items():
+        for index, values in optimizer.state_dict()["state"].items():
             for key, value in values.items():
                 if isinstance(value, torch.Tensor):
                     tensors[f"optimizer.{index}.{key}"] = value
                 elif value is not None:
                     scalars[f"{index}.{key}"] = value
-        with folder_atomic(target) as folder:
-            save_network(folder / MODEL, module, spec)
-            if average is not None:
-                save_network(folder / AVERAGE, average, spec)
-            write_safetensors(folder / _STATE, tensors)
-            manifest = {
-                "format": _FORMAT,
-                "optimizer": type(optimizer).__name__,
-                "optimizer_scalars": scalars,
-                "progress": progress.to_json(),
-                "sha256": {path.name: sha256(path) for path in sorted(folder.iterdir())},
-            }
-            (folder / _MANIFEST).write_text(json.dumps(manifest, indent=1))
-    _prune(root, progress.best_epoch)
-    return target
+        averaged = {} if average is None else {AVERAGE: HostCopies(average.state_dict())}
+        self._networks = {MODEL: HostCopies(module.state_dict()), **averaged}
+        self._state = HostCopies(tensors)
+        self._spec = spec.to_metadata()
+        self._folder, self._best_epoch = progress.folder, progress.best_epoch
+        self._manifest = {
+            "format": _FORMAT,
+            "optimizer": type(optimizer).__name__,
+            "optimizer_scalars": scalars,
+            "progress": progress.to_json(),
+        }
+
+    def write(self, root: Path) -> Path:
+        """Write it under `root` as one checkpoint, atomically, and remove the ones no longer kept.
+
+        Raises:
+            OSError: it cannot be written; the checkpoints there were stay as they are.
+        """
+        target = root / self._folder
+        if not target.exists():
+            with folder_atomic(target) as folder:
+                for name, weights in self._networks.items():
+                    write_safetensors(folder / name, weights.tensors, self._spec)
+                write_safetensors(folder / _STATE, self._state.tensors)
+                digests = {path.name: sha256(path) for path in sorted(folder.iterdir())}
+                (folder / _MANIFEST).write_text(json.dumps(self._manifest | {"sha256": digests}, indent=1))
+        _prune(root, self._best_epoch)
+        return target
+
+
+class Writer:
+    """Writes snapshots under `root` in a thread, one at a time; leaving it as a context waits for the last one.
+
+    What a write raises (OSError) is raised by the next call of any method, or on leaving.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._written: Future[Path] | None = None
+
+    def write(self, snapshot: Snapshot) -> None:
+        """Begin to write, once the snapshot before is written."""
+        self.wait()
+        self._written = self._thread.submit(snapshot.write, self.root)
+
+    def check(self) -> None:
+        """Raise what the last write raised, if it has ended."""
+        if self._written is not None and self._written.done():
+            self.wait()
+
+    def wait(self) -> None:
+        """Return when everything is written."""
+        written, self._written = self._written, None
+        if written is not None:
+            written.result()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.wait()
 
 
 def load(

@@ -76,6 +76,8 @@ class Trainer:
         self.logits: Tensor | None = None
         """Test logits of the last evaluation."""
         self._began = time.perf_counter()
+        self._teacher_seconds = 0.0
+        self._checkpoints = checkpoint.Writer(run.checkpoints)
         self._thread = ThreadPoolExecutor(1)
         self._next_plan: Future[EpochPlan] | None = None
 
@@ -104,7 +106,8 @@ class Trainer:
         columns = (
             TextColumn("{task.description}"), BarColumn(bar_width=None), MofNCompleteColumn(), TimeRemainingColumn(),
         )  # fmt: skip
-        with StopRequest() as stop, ProgressBar(*columns, console=self.console, expand=True, transient=True) as bar:
+        bar_below = ProgressBar(*columns, console=self.console, expand=True, transient=True)
+        with StopRequest() as stop, self._checkpoints, bar_below as bar:
             task = bar.add_task(self.spec.name, total=self.schedule.total_steps, completed=self.steps_done)
             while self.progress.epoch < self.schedule.epochs:
                 rate = self._train_epoch(
@@ -135,11 +138,16 @@ class Trainer:
         return plan
 
     def _train_epoch(self, stop: StopRequest, show: Callable[[str], None]) -> float:
-        """The rest of the epoch that `progress` stands in; returns its images per second."""
+        """The rest of the epoch that `progress` stands in; returns its images per second.
+
+        Reading or filling the teacher's answers ahead of the steps is not in that, but in `teacher_seconds`.
+        """
         progress, schedule, batch_size = self.progress, self.schedule, self.schedule.batch_size
         plan = self._plan(progress.epoch)
+        began = time.perf_counter()
         if self.targets is not None:
             self.targets.begin_epoch(plan, self.pipeline, lambda images: self._answered(images, stop, show))
+        self._teacher_seconds = time.perf_counter() - began
         sums = torch.tensor(progress.epoch_sums, dtype=torch.float64, device=self.device)
         self.step.module.train()
         show_every = 1 if self.device.type == "cpu" else 20
@@ -153,6 +161,7 @@ class Trainer:
             if progress.step % show_every == 0 or last or stop.received:
                 progress.epoch_sums = sums.tolist()
                 loss, top1, _ = self._means()
+                self._checkpoints.check()
                 if not math.isfinite(loss):
                     raise UserError(self._not_finite("the loss"))
                 rate = clock.lap(progress.epoch_images)
@@ -204,6 +213,7 @@ class Trainer:
             "test_top5": test["top5"],
             "lr": self.schedule.rate(self.steps_done - 1),
             "images_per_second": rate,
+            "teacher_seconds": self._teacher_seconds if self.targets is not None else None,
             "seconds": time.perf_counter() - self._began,
         }
         judged, words = test["top1"], f"test {test['top1']:.2%}"
@@ -233,19 +243,22 @@ class Trainer:
         return [each / max(self.progress.epoch_images, 1) for each in self.progress.epoch_sums]
 
     def _save(self) -> None:
-        """Write a checkpoint of the current state."""
+        """Begin to write a checkpoint of the current state, in the background."""
         self.progress.wall_seconds = time.perf_counter() - self._began
         self.progress.scaler = self.step.scaler.state_dict()
-        checkpoint.save(
-            self.run.checkpoints, self.progress, self.step.module, self.spec, self.step.optimizer, self._averaged
+        self._checkpoints.write(
+            checkpoint.Snapshot(self.progress, self.step.module, self.spec, self.step.optimizer, self._averaged)
         )
 
     def _interrupted(self, signal_number: int, where: str) -> Interrupted:
+        """What to raise when everything is saved, which is waited for."""
+        self._checkpoints.wait()
         message = f"stopped {where}, everything is saved; continue with: {self.resume_command}"
         return Interrupted(signal_number, message)
 
     def _not_finite(self, what: str) -> str:
         """What to say when training has diverged."""
+        self._checkpoints.wait()
         newest = checkpoint.newest(self.run.checkpoints)
         start = f"from its last good checkpoint, {newest.name}" if newest else "from the start"
         return (
@@ -293,6 +306,10 @@ def evaluation_logits(
     batch_size: int | None = None,
 ) -> Tensor:
     """Logits in float32 arithmetic without compilation, [N, K] on the CPU.
+
+    Compiling does not pay here: of two blocks, 256 images on one core (AVX2, no bfloat16), a forward pass takes 0.364 s
+    of CPU time eagerly, 0.380 s in the step's compiled blocks, and 0.325 s compiled anew, which takes 10 s once. Beside
+    0.927 s for a compiled step, CIFAR's 10,000 test images are 8 % of an epoch of 50,000.
 
     Args:
         module: on `device`; it is left in evaluation mode.

@@ -1,6 +1,7 @@
 """checkpoint.py DEVICE FOLDER: a captured step with AdamW, saved; loaded into another, and into the same again.
 
-Answers {"save": report, "resumed": report of a step of the other, "replayed": of its next, "again": of the first's}.
+Answers reports: {"snapshot": of taking the state, "write": of writing it, "resumed": of a step of the other,
+"replayed": of its next, "again": of the first's}.
 """
 
 from __future__ import annotations
@@ -41,8 +42,11 @@ taken(first)
 built: Any = first.module.sizes
 spec = NetworkSpec("titn", built, "noise", tuple(map(str, range(CLASSES))), (0.5,) * 3, (0.25,) * 3)
 counters.reset()
-saved = checkpoint.save(folder, checkpoint.Progress(epoch=1), first.module, spec, first.optimizer)
-reports = {"save": counters.read()}
+snapshot = checkpoint.Snapshot(checkpoint.Progress(epoch=1), first.module, spec, first.optimizer)
+reports = {"snapshot": counters.read()}
+counters.reset()
+saved = snapshot.write(folder)
+reports["write"] = counters.read()
 checkpoint.load(saved, other.module, other.optimizer)
 reports |= {"resumed": taken(other), "replayed": taken(other)}
 checkpoint.load(saved, first.module, first.optimizer)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from rich.console import Console
 from safetensors.torch import load_file
 
@@ -108,7 +109,7 @@ def test_a_signal_saves_and_the_run_resumes_bit_equal(finished: Path, tmp_path: 
     train(TrainConfig(resume=str(tmp_path / "stopped")), console=QUIET)
     assert_same_weights(finished, tmp_path / "stopped")
     first, second = Run(finished).metrics(), Run(tmp_path / "stopped").metrics()
-    timings = ("images_per_second", "seconds")
+    timings = ("images_per_second", "teacher_seconds", "seconds")
     assert [{k: v for k, v in line.items() if k not in timings} for line in first] == [
         {k: v for k, v in line.items() if k not in timings} for line in second
     ]
@@ -153,6 +154,8 @@ def test_each_distillation_trains_another_student(tmp_path: Path) -> None:
     heads = [last_weights(Path(result.run))["head_dist.weight"] for result in results]
     assert all(head.isfinite().all() for head in heads)
     assert not any(torch.equal(one, other) for i, one in enumerate(heads) for other in heads[:i])
+    stored = [yaml.safe_load((tmp_path / kind / "config.yaml").read_text())["temperature"] for kind in kinds]
+    assert stored == ["auto", 1.0, 2.0, 4.0], "what was used, of the papers' values; hard has none"
 
 
 def test_the_teacher_changes_what_the_student_learns(tmp_path: Path) -> None:

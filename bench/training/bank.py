@@ -1,0 +1,187 @@
+"""What repeating the augmentation of K epochs in turn costs: accuracy on a development split, over paired seeds.
+
+    python -m bench.bank --data-dir D --runs-dir R [--seeds 3]
+
+Each training is `python -m titn.train --fast --bank K` for K = 1, 4, 16 and always fresh, on the same images and with
+the same teacher, settings and number of steps; only K and the seed differ. The test set is left alone: a tenth of the
+training images is held out, and a part of the rest is learned from.
+
+What is finished in `--runs-dir` is read, what was interrupted is taken up again, and what another process trains is
+left to it: start the command twice to train two at once, and once more to collect.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import statistics
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+
+from bench import options
+from bench.options import Setting
+from bench.training.accuracy import MACHINE, TOY, interval, shared_teacher
+from titn.config import TrainConfig
+from titn.data.dataset import Dataset, development_split, load_dataset
+from titn.data.splits import balanced_subset
+from titn.errors import Interrupted, command
+from titn.metrics import classification_metrics
+from titn.network import load_network
+from titn.train import train
+from titn.training import checkpoint
+from titn.training.run import Run, RunInUse
+from titn.training.trainer import test_logits
+
+BANKS = (None, 16, 4, 1)
+"""Epochs of augmentation; None: always fresh. The cache that the first fills serves the others."""
+SEEDS = 3
+IMAGES, WATCHED = 3000, 500
+"""Training images, and images of the development split that each epoch is watched on; the last is judged on all."""
+STUDENT: dict[str, Any] = {
+    "dataset": "cifar10",
+    "depth": 2,
+    "epochs": 48,
+    "batch_size": 64,
+    "optimizer": "adamw",
+    "lr": 1e-3,
+    "weight_decay": 0.05,
+    "warmup_epochs": 2.0,
+    "teacher": "small_cnn",
+    "teacher_settings": {"optimizer": "adamw", "lr": 3e-3, "weight_decay": 0.05, "batch_size": 64, "compile": "off"},
+}
+"""Settings that differ from the recipe: two blocks and three images of a hundred, so that two CPU cores train twelve
+students in about two hours."""
+
+Row = dict[str, Any]
+
+
+def measure(at: Setting, config: TrainConfig, seeds: int, images: int) -> dict[str, Any]:
+    """The section "bank", saved after every training.
+
+    Returns:
+        "dataset", "train_images", "development_images", "epochs", "teacher" ("name" and "top1" on the images that are
+        watched), "settings" (the student's TrainConfig, but for folders, device, seed and bank), "planned_seeds",
+        "commits" (of the checkouts that trained), and "rows", one per number of epochs in turn, ascending, fresh last:
+        "bank" (None: fresh), "runs" ("seed", "top1" of the last epoch's weights on the whole development split),
+        "mean" (None without a run) and "to_fresh" (the difference to the fresh run of the same seed: "mean" and
+        "interval95" by Student's t, None for fewer than two pairs; None altogether for the fresh row or without a
+        pair).
+    """
+    quiet = at.console if at.console.is_terminal else Console(quiet=True)
+    whole = development_split(load_dataset(config.dataset, config.data_dir, image_size=config.image_size))
+    data = part_of(whole, images, min(WATCHED, len(whole.test_labels)))
+    config, teacher = shared_teacher(config, data, quiet)
+    settings = {name: value for name, value in asdict(config).items() if name not in {*MACHINE, "bank"}}
+    settings |= {"teacher": None if teacher is None else teacher["name"]}
+    section: dict[str, Any] = {
+        "dataset": data.name,
+        "train_images": len(data.train_labels),
+        "development_images": len(whole.test_labels),
+        "epochs": config.epochs,
+        "teacher": teacher and {"name": teacher["name"], "top1": teacher["top1"]},
+        "settings": settings,
+        "planned_seeds": seeds,
+    }
+    same = json.dumps([settings, data.identity(), section["teacher"]], sort_keys=True)
+    digest = hashlib.sha256(same.encode()).hexdigest()[:8]
+    scores: dict[int | None, dict[int, float]] = {bank: {} for bank in BANKS}
+    commits: set[str] = set()
+    for seed in range(seeds):
+        for bank in BANKS:
+            name = f"bank-{data.name}-{digest}-{bank or 'fresh'}-seed{seed}"
+            try:
+                run = trained(config.changed(name=name, seed=seed, bank=bank), data, quiet)
+            except RunInUse:
+                at.say(f"{name}: another process trains it")
+                continue
+            scores[bank][seed] = top1_of(run, whole, at.device)
+            commits.add(str((run.result() or {}).get("commit")))
+            at.say(f"{name}: {scores[bank][seed]:.2%}")
+            at.save("bank", section | {"commits": sorted(commits), "rows": rows_of(scores)})
+    return section | {"commits": sorted(commits), "rows": rows_of(scores)}
+
+
+def part_of(whole: Dataset, images: int, watched: int) -> Dataset:
+    """The data set with a balanced part of its training and of its test images."""
+    kept, seen = balanced_subset(whole.train_labels, images), balanced_subset(whole.test_labels, watched)
+    return dataclasses.replace(
+        whole,
+        train_images=whole.train_images[kept],
+        train_labels=whole.train_labels[kept],
+        train_keys=None if whole.train_keys is None else whole.train_keys[kept],
+        test_images=whole.test_images[seen],
+        test_labels=whole.test_labels[seen],
+        fingerprint="",
+    )
+
+
+def trained(config: TrainConfig, data: Dataset, console: Console) -> Run:
+    """The finished run of `config`, whose name stands for its settings and data; begun or taken up if need be.
+
+    Raises:
+        RunInUse: another process trains it.
+        Interrupted: stopped; the command goes on where it was.
+    """
+    run = Run(Path(config.runs_dir).expanduser() / str(config.name))
+    there = (run.folder / "config.yaml").is_file()
+    if there and run.result() is not None:
+        return run
+    begun = TrainConfig(resume=str(run.folder), device=config.device, data_dir=config.data_dir) if there else config
+    try:
+        train(begun, console=console, dataset=data)
+    except Interrupted as stopped:
+        raise Interrupted(stopped.signal_number, "stopped, everything is saved; the same command goes on") from None
+    return run
+
+
+def top1_of(run: Run, whole: Dataset, device: torch.device) -> float:
+    """Accuracy of the last epoch's weights on all of the development split, 0 to 1."""
+    module, _ = load_network(run.newest_checkpoint() / checkpoint.MODEL)
+    logits = test_logits(module.to(device), whole, device)
+    return classification_metrics(logits, torch.from_numpy(np.asarray(whole.test_labels)))["top1"]
+
+
+def rows_of(scores: dict[int | None, dict[int, float]]) -> list[Row]:
+    """The rows of the section from the accuracy of each seed."""
+    rows: list[Row] = []
+    for bank in reversed(BANKS):
+        own, fresh = scores[bank], scores[None]
+        pairs = [own[seed] - fresh[seed] for seed in own if seed in fresh] if bank is not None else []
+        rows.append(
+            {
+                "bank": bank,
+                "runs": [{"seed": seed, "top1": top1} for seed, top1 in sorted(own.items())],
+                "mean": statistics.fmean(own.values()) if own else None,
+                "to_fresh": {"mean": statistics.fmean(pairs), "interval95": interval(pairs)} if pairs else None,
+            }
+        )
+    return rows
+
+
+@command
+def main(argv: list[str] | None = None) -> None:
+    parser = options.parser("bank", __doc__)
+    parser.add_argument("--data-dir", default="data", help="where CIFAR-10 is read from")
+    parser.add_argument("--runs-dir", default="runs", help="folder of the run folders")
+    parser.add_argument("--seeds", type=int, default=SEEDS, help=f"number of seeds (default: {SEEDS})")
+    given, at = options.start(parser, argv)
+    settings = STUDENT | ({"dataset": "digits", **TOY} if at.small else {})
+    images = settings.pop("limit_train", IMAGES)
+    config = TrainConfig(**settings, data_dir=given.data_dir, runs_dir=given.runs_dir, device=str(at.device), fast=True)
+    section = measure(at, config, given.seeds, images)
+    at.show("bank", section)
+    missing = len(BANKS) * given.seeds - sum(len(row["runs"]) for row in section["rows"])
+    if missing:
+        at.say(f"{missing} trainings are still under way in other processes: collect them with the same command")
+        return
+    at.finish()
+
+
+if __name__ == "__main__":
+    main()
