@@ -1,27 +1,69 @@
-"""`python -m titn.evaluate RUN`: test accuracy of a run's newest checkpoint, exactly as the run itself reported it.
+"""`python -m titn.evaluate RUN`: accuracy of a run's weights, on its own test set or on any other labelled images.
 
-`--weights average` evaluates the running average of the weights, of a run that was trained with `--average`.
+On the run's own test set the last epoch's weights give exactly what the run itself reported.
 """
 
 from __future__ import annotations
 
+import csv
+import io
 import json
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
 
+import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
+from torch import Tensor
 
 from titn.data.dataset import Dataset, explain_difference, load_dataset
+from titn.data.splits import listing
 from titn.errors import OneLineParser, UserError, command
+from titn.files import write_atomic
+from titn.inference import find_weights
 from titn.metrics import classification_metrics
 from titn.network import NetworkSpec, load_network
-from titn.training import checkpoint
 from titn.training.run import Run
 from titn.training.switches import select_device
-from titn.training.trainer import test_logits
+from titn.training.trainer import evaluation_logits
+
+SPLITS = ("test", "val", "train", "all")
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Logits of labelled images.
+
+    Attributes:
+        logits: float32 [N, K] on the CPU.
+        labels: int64 [N], in the network's order of classes.
+        names: of each image, its file or its number in the split.
+        classes: the network's.
+    """
+
+    logits: Tensor
+    labels: Tensor
+    names: tuple[str, ...]
+    classes: tuple[str, ...]
+
+    @property
+    def scores(self) -> dict[str, float]:
+        """top1, top5, and macro precision, recall and f1."""
+        return classification_metrics(self.logits, self.labels)
+
+    def table(self) -> str:
+        """CSV: image, label, prediction and its probability, a line per image."""
+        text = io.StringIO()
+        writer = csv.writer(text)
+        writer.writerow(["image", "label", "prediction", "probability"])
+        shares, found = self.logits.softmax(1).max(1)
+        for name, label, index, share in zip(
+            self.names, self.labels.tolist(), found.tolist(), shares.tolist(), strict=True
+        ):
+            writer.writerow([name, self.classes[label], self.classes[index], share])
+        return text.getvalue()
 
 
 def evaluate(
@@ -30,37 +72,41 @@ def evaluate(
     runs_dir: str = "runs",
     data_dir: str | None = None,
     device: str = "auto",
-    weights: Literal["last", "average"] = "last",
-) -> dict[str, float]:
-    """Scores of the run's newest checkpoint on its whole test set: top1, top5, and macro precision, recall and f1.
+    weights: str = "last",
+    dataset: str | None = None,
+    split: str = "test",
+) -> Evaluation:
+    """What the network of a run says about labelled images.
 
     Args:
-        folder: the run's folder, or its name under `runs_dir`; it may have been moved or copied.
+        folder: the run's folder, or its name under `runs_dir`; it may have been moved or copied. With `dataset` also a
+            file of weights.
         runs_dir: folder of run folders.
         data_dir: where the data set lies, or the data set's own folder; by default where the run read it.
         device: auto, cpu, cuda or cuda:N.
-        weights: those of the last step, or their running average.
+        weights: of the "last" epoch, of the "best", their "average", or a file.
+        dataset: other data than the run's own: a name or a folder, with the network's classes.
+        split: test, val, train or all.
 
     Raises:
-        UserError: no such run, no checkpoint, a damaged one, or no average, or the data set is not what the run was
-            trained on.
+        UserError: no such run, weights or split, a damaged file, data that are not what the run was trained on, or a
+            data set with other classes or channels.
     """
-    run = Run.find(folder, runs_dir)
-    newest = run.newest_checkpoint()
-    checkpoint.verify(newest)
-    file = newest / (checkpoint.AVERAGE if weights == "average" else checkpoint.MODEL)
-    if not file.exists():
-        raise UserError(f"{run.folder} has no averaged weights: it was trained without --average; use --weights last")
-    module, spec = load_network(file)
+    path = find_weights(folder, weights, runs_dir)
+    module, spec = load_network(path)
     where = select_device(device)
     if where.type == "cuda":
         torch.backends.cudnn.allow_tf32 = False  # as in training: float32 means float32, in convolutions too
-    dataset = _dataset_of(run, spec, data_dir)
-    logits = test_logits(module.to(where), dataset, where)
-    return classification_metrics(logits, torch.from_numpy(dataset.test_labels))
+    if dataset is None:
+        data = _own(Run.find(folder, runs_dir), spec, data_dir)
+    else:
+        data = _other(load_dataset(dataset, data_dir or "data", image_size=spec.image_size), spec)
+    images, labels, names = _part(data, split)
+    logits = evaluation_logits(module.to(where), data, images, labels, where)
+    return Evaluation(logits, torch.from_numpy(labels), names, spec.class_names)
 
 
-def _dataset_of(run: Run, spec: NetworkSpec, data_dir: str | None) -> Dataset:
+def _own(run: Run, spec: NetworkSpec, data_dir: str | None) -> Dataset:
     config = run.config(data_dir)
     try:
         dataset = load_dataset(
@@ -75,30 +121,85 @@ def _dataset_of(run: Run, spec: NetworkSpec, data_dir: str | None) -> Dataset:
     return dataset
 
 
+def _other(dataset: Dataset, spec: NetworkSpec) -> Dataset:
+    """`dataset` with the network's order of classes and normalisation.
+
+    Raises:
+        UserError: it has other channels, or a class that the network does not know.
+    """
+    if dataset.channels != spec.in_channels:
+        raise UserError(
+            f"{dataset.name} has images of {dataset.channels} channels, {spec.name} takes {spec.in_channels}"
+        )
+    unknown = [name for name in dataset.class_names if name not in spec.class_names]
+    if unknown:
+        raise UserError(
+            f"{dataset.name} has classes that {spec.name} was not trained for: {listing(unknown)}; it knows "
+            f"{listing(spec.class_names)}"
+        )
+    order = np.array([spec.class_names.index(name) for name in dataset.class_names])
+    moved = {
+        name: order[labels]
+        for name in ("train_labels", "val_labels", "test_labels")
+        if (labels := getattr(dataset, name)) is not None
+    }
+    return replace(dataset, class_names=spec.class_names, mean=spec.mean, std=spec.std, **moved)
+
+
+def _part(dataset: Dataset, split: str) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
+    """Images, labels and names of a split.
+
+    Raises:
+        UserError: there is no such split.
+    """
+    if split == "all":
+        parts = [_part(dataset, name) for name in ("train", "val", "test") if _has(dataset, name)]
+        images, labels, names = zip(*parts, strict=True)
+        return np.concatenate(images), np.concatenate(labels), tuple(name for part in names for name in part)
+    if not _has(dataset, split):
+        there = ", ".join(name for name in SPLITS if name == "all" or _has(dataset, name))
+        raise UserError(f"{dataset.name} has no split {split}: choose from {there}")
+    images, labels = getattr(dataset, f"{split}_images"), getattr(dataset, f"{split}_labels")
+    numbered = tuple(f"{split} {number}" for number in range(len(labels)))
+    return images, labels, (dataset.test_names or numbered) if split == "test" else numbered
+
+
+def _has(dataset: Dataset, split: str) -> bool:
+    """Whether there is such a split of its own: without test images, those of validation are used as such."""
+    if split == "val" and dataset.val_images is dataset.test_images:
+        return False
+    return getattr(dataset, f"{split}_images", None) is not None
+
+
 @command
 def main(argv: list[str] | None = None) -> None:
     parser = OneLineParser(prog="python -m titn.evaluate", description=__doc__)
-    parser.add_argument("run", help="run folder, or its name under --runs-dir")
+    parser.add_argument("run", help="run folder, or its name under --runs-dir; with --dataset also a file of weights")
     parser.add_argument("--runs-dir", default="runs")
+    parser.add_argument("--weights", default="last", help="last, best, average or a file (last)")
+    parser.add_argument("--dataset", help="other labelled data: a name or a folder (default: the run's own)")
+    parser.add_argument("--split", choices=SPLITS, default="test", help="part of the data (test)")
     parser.add_argument("--data-dir", help="where the data set lies (default: where the run read it)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
-    parser.add_argument(
-        "--weights", choices=("last", "average"), default="last", help="the last step's, or their running average"
-    )
+    parser.add_argument("--images", type=Path, metavar="FILE", help="also write CSV with a line per image")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
-    arguments = parser.parse_args(argv)
-    scores = evaluate(
-        arguments.run,
-        runs_dir=arguments.runs_dir,
-        data_dir=arguments.data_dir,
-        device=arguments.device,
-        weights=arguments.weights,
+    given = parser.parse_args(argv)
+    found = evaluate(
+        given.run,
+        runs_dir=given.runs_dir,
+        data_dir=given.data_dir,
+        device=given.device,
+        weights=given.weights,
+        dataset=given.dataset,
+        split=given.split,
     )
-    if arguments.json:
-        print(json.dumps({"run": str(Path(arguments.run)), **scores}))
+    if given.images is not None:
+        write_atomic(given.images, found.table())
+    if given.json:
+        print(json.dumps({"run": str(Path(given.run)), **found.scores}))
         return
-    table = Table(show_header=False, title=Text(str(arguments.run)))
-    for name, value in scores.items():
+    table = Table(show_header=False, title=Text(str(given.run)))
+    for name, value in found.scores.items():
         table.add_row(name, f"{value:.4f}")
     Console().print(table)
 

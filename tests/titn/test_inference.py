@@ -22,6 +22,7 @@ from titn.config import TeacherConfig, TrainConfig
 from titn.data.dataset import load_dataset
 from titn.errors import UserError
 from titn.evaluate import evaluate
+from titn.evaluate import main as main_evaluate
 from titn.inference import TrainedModel, load
 from titn.train import train
 
@@ -90,7 +91,7 @@ def test_last_best_and_average_are_other_weights(folder: Path) -> None:
     assert load(file).source == load(run, weights=str(file)).source == file
     stored = json.loads((run / "result.json").read_text())
     assert load(run, weights="best").source.parent.name == f"epoch-{stored['best_epoch']:04d}"
-    assert evaluate(str(run))["top1"] == stored["top1"]
+    assert evaluate(str(run)).scores["top1"] == stored["top1"]
 
 
 def test_preprocessing_is_that_of_training(folder: Path, photographs: Path) -> None:
@@ -296,3 +297,36 @@ def test_the_titn_command_leads_to_every_other(folder: Path, capsys: pytest.Capt
     with pytest.raises(SystemExit) as caught:
         titn_command(["trian"])
     assert caught.value.code == 2 and "did you mean train?" in capsys.readouterr().err
+
+
+def test_any_labelled_images_are_evaluated(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A folder of the digits' own scans, with fewer classes, in another order: the labels are found by name."""
+    run, dataset = folder / "small", load_dataset("digits")
+    chosen = np.flatnonzero(np.isin(dataset.test_labels, (3, 8)))[:20]
+    for split in ("train", "test"):
+        for number, row in enumerate(chosen):
+            place = tmp_path / "scans" / split / str(dataset.test_labels[row])
+            place.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(dataset.test_images[row].repeat(3, axis=2)).save(place / f"{number}.png")
+    with pytest.raises(UserError, match="images of 3 channels, titn takes 1"):
+        evaluate(str(run), dataset=str(tmp_path / "scans"))
+    result = train(
+        SMALL.changed(dataset=str(tmp_path / "scans"), limit_train=None, batch_size=8, average=0.0, name="colour",
+                      runs_dir=str(tmp_path / "runs")),
+        console=QUIET,
+    )  # fmt: skip
+    own = evaluate(result.run)
+    assert own.scores["top1"] == result.top1 and own.classes == ("3", "8")
+    again = evaluate(str(load(result.run).source), dataset=str(tmp_path / "scans"), split="all")
+    assert len(again.labels) == 40 and torch.equal(again.labels[20:], own.labels)
+    torch.testing.assert_close(again.logits[20:], own.logits)
+    main_evaluate([result.run, "--split", "train", "--images", str(tmp_path / "images.csv"), "--json"])
+    rows = list(csv.DictReader((tmp_path / "images.csv").open()))
+    right = np.mean([row["label"] == row["prediction"] for row in rows])
+    assert json.loads(capsys.readouterr().out)["top1"] == pytest.approx(right)
+    (tmp_path / "scans" / "test" / "8").rename(tmp_path / "scans" / "test" / "eight")
+    (tmp_path / "scans" / "train" / "8").rename(tmp_path / "scans" / "train" / "eight")
+    with pytest.raises(UserError, match="classes that titn was not trained for: eight; it knows 3, 8"):
+        evaluate(result.run, dataset=str(tmp_path / "scans"))
+    with pytest.raises(UserError, match="has no split val: choose from test, train, all"):
+        evaluate(str(run), split="val")

@@ -81,14 +81,14 @@ def test_a_run_that_was_copied_is_the_same_run(photos: Path, tmp_path: Path, mon
     there = tmp_path / "else where"
     shutil.copytree(result.run, there / "copy")
     monkeypatch.chdir(there)
-    assert evaluate("copy")["top1"] == result.top1
+    assert evaluate("copy").scores["top1"] == result.top1
     with pytest.raises(UserError, match="is no run and no checkpoint"):
         train(SMALL.changed(teacher=str(photos)), console=QUIET)
     photos.rename(there / photos.name)
     with pytest.raises(UserError, match="if the data has moved, say where it lies with --data-dir"):
         evaluate("copy")
     for data_dir in (there, there / photos.name):
-        assert evaluate("copy", data_dir=str(data_dir))["top1"] == result.top1
+        assert evaluate("copy", data_dir=str(data_dir)).scores["top1"] == result.top1
     again = train(TrainConfig(resume="copy", data_dir=there), console=QUIET)
     assert again.top1 == result.top1
 

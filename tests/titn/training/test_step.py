@@ -153,8 +153,8 @@ def test_the_average_is_reported_apart_and_changes_nothing_else(tmp_path: Path) 
     averaged = train(config, console=QUIET)
     assert plain.average_top1 is None
     assert (averaged.top1, averaged.best_top1) == (plain.top1, plain.best_top1)
-    assert evaluate(averaged.run, device="cpu")["top1"] == averaged.top1
-    assert evaluate(averaged.run, device="cpu", weights="average")["top1"] == averaged.average_top1
+    assert evaluate(averaged.run, device="cpu").scores["top1"] == averaged.top1
+    assert evaluate(averaged.run, device="cpu", weights="average").scores["top1"] == averaged.average_top1
     with pytest.raises(UserError, match="trained without --average"):
         evaluate(plain.run, device="cpu", weights="average")
     newest = Run(Path(averaged.run)).newest_checkpoint()

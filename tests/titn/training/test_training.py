@@ -85,7 +85,7 @@ def test_the_run_folder_holds_what_it_should(finished: Path) -> None:
 
 def test_evaluate_gives_the_numbers_of_the_run(finished: Path) -> None:
     result = json.loads((finished / "result.json").read_text())
-    scores = evaluate(str(finished), device="cpu")
+    scores = evaluate(str(finished), device="cpu").scores
     assert scores == {name: result[name] for name in scores}
 
 
