@@ -85,7 +85,7 @@ class DaliPipeline(Pipeline):
         order = np.arange(len(rows))
         recipe = self._recipe(crop=False, flip=False, slots=0, mixup=False)
         bounds = _bounds(np.zeros(len(rows)), self._largest_group(len(rows)))
-        feeds = {"images": _split(self._images[rows], bounds)}
+        feeds = {"images": _split(self._pixels(rows), bounds)}
         feeds |= self._pastes("own", order, order, bounds)
         graph = self._graph(recipe, len(bounds) - 1)
         images = graph.result(graph.submit(feeds))[: len(rows)].to(self.dtype)
@@ -103,6 +103,10 @@ class DaliPipeline(Pipeline):
         for graph in self._graphs.values():
             graph.close()
         self._graphs.clear()
+
+    def _pixels(self, ids: np.ndarray) -> np.ndarray:
+        """Stored images, uint8 [n, S, S, C]."""
+        return self._images[ids]
 
     def _prefetched(self, plan: EpochPlan, parts: Iterator[np.ndarray], steps: int) -> Iterator[Batch]:
         """Batches of `steps` parts a run, one run ahead."""
@@ -136,7 +140,7 @@ class DaliPipeline(Pipeline):
             slots=0 if rows is None else rows.codes.shape[1],
             mixup=augmentation.mix == "mixup",
         )
-        feeds = {"images": _split(self._images[stack], bounds)}
+        feeds = {"images": _split(self._pixels(stack), bounds)}
         if recipe.crop:
             feeds |= self._crops(plan.crop[stack] - augmentation.crop_padding, bounds)
         if recipe.flip:
