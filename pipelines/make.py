@@ -11,14 +11,15 @@ import torch
 
 from titn.kernels.common.backend import choose
 from titn.kernels.common.device import interpreting
+from titn.pipelines.dali_pipeline import DaliPipeline
 from titn.pipelines.pipeline import Pipeline
 from titn.pipelines.torch_pipeline import TorchPipeline
 from titn.pipelines.triton_pipeline import TritonPipeline
 
-Backend = Literal["auto", "triton", "torch"]
+Backend = Literal["auto", "triton", "torch", "dali"]
 
-BACKENDS: dict[str, type[Pipeline]] = {"triton": TritonPipeline, "torch": TorchPipeline}
-"""By name, the fastest first; all make the same batches."""
+BACKENDS: dict[str, type[Pipeline]] = {"triton": TritonPipeline, "torch": TorchPipeline, "dali": DaliPipeline}
+"""By name, the first that can run is taken; all make the same batches."""
 
 
 class TrainingImages(Protocol):

@@ -15,7 +15,7 @@ from torch import Tensor
 from titn.pipelines.geometry import FRACTION_BITS
 from titn.pipelines.policies.operation_rows import Operation
 
-_LUMA = (19595, 38470, 7471)  # ITU-R 601 weights of R, G, B in 1/65536, as Pillow converts RGB to L
+LUMA = (19595, 38470, 7471)  # ITU-R 601 weights of R, G, B in 1/65536, as Pillow converts RGB to L
 
 
 def crop_and_flip(images: Tensor, corner: Tensor, flip: Tensor, padding: int) -> Tensor:
@@ -162,7 +162,7 @@ def _luma(images: Tensor) -> Tensor:
     if images.shape[1] == 1:
         return images.to(torch.int32)
     red, green, blue = images.to(torch.int32).unbind(1)
-    return ((red * _LUMA[0] + green * _LUMA[1] + blue * _LUMA[2] + (1 << 15)) >> 16)[:, None]
+    return ((red * LUMA[0] + green * LUMA[1] + blue * LUMA[2] + (1 << 15)) >> 16)[:, None]
 
 
 def _factor(parameters: Tensor) -> Tensor:

@@ -58,6 +58,8 @@ class DataSettings(_Subject):
     """images are brought to this height and width, in pixels"""
     limit_train: Whole | None = None
     """use only this many training images: a fixed subset, balanced over the classes; none: all"""
+    skip_bad_images: bool = False
+    """of a folder of images, leave out what cannot be read, and say how many"""
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -414,7 +416,9 @@ class TrainConfig(DistillationSettings, StudentSettings, RunConfig):
         return self.bank
 
     def teacher_training(self) -> TeacherConfig:
-        students = ("dataset", "data_dir", "image_size", "limit_train", "teacher", "device", "runs_dir")
+        students = (
+            "dataset", "data_dir", "image_size", "limit_train", "skip_bad_images", "teacher", "device", "runs_dir",
+        )  # fmt: skip
         for name in students:
             if name in self.teacher_settings:
                 raise UserError(f"--teacher-settings cannot have {name}: a teacher takes it from its student")

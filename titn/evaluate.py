@@ -110,7 +110,11 @@ def _own(run: Run, spec: NetworkSpec, data_dir: str | None) -> Dataset:
     config = run.config(data_dir)
     try:
         dataset = load_dataset(
-            config.dataset, config.data_dir, image_size=spec.image_size, limit_train=config.limit_train
+            config.dataset,
+            config.data_dir,
+            image_size=spec.image_size,
+            limit_train=config.limit_train,
+            skip_bad_images=config.skip_bad_images,
         )
     except UserError as error:
         hint = "" if data_dir else "; if the data has moved, say where it lies with --data-dir"

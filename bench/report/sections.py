@@ -5,6 +5,7 @@ A view takes a section's data and gives the blocks that `bench.report.render` pr
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -154,6 +155,28 @@ def _pipelines(data: Row) -> list[Block]:
     left = ((f"{row['source']}, {row['batch_size']} images per batch", row.get("reason")) for row in data["rows"])
     title = f"{data['images']:,} images of {data['dataset']}; loaders with {data['workers']} processes"
     return [Table.of(_measured(data), columns, title), LeftOut.of("Not measured", left)]
+
+
+def _apart(pair: str, row: Row) -> str:
+    found = row["differences"].get(pair)
+    if found is None:
+        return NONE
+    if found["largest"] == 0:
+        return "equal"
+    share = 100 * found["off_by_more_than_2"]
+    return f"mean {found['mean']:.1g}, {share:.2g}% off by more than 2, at most {found['largest']:.2g}"
+
+
+def _parity(data: Row) -> list[Block]:
+    pairs = dict.fromkeys(pair for row in data["rows"] for pair in row["differences"])
+    columns: Columns = [
+        ("what", lambda row: row["kind"]),
+        ("which", lambda row: row["name"]),
+        *((pair, functools.partial(_apart, pair)) for pair in pairs),
+    ]
+    title = f"{data['images']:,} images of {data['dataset']}"
+    left = (("titn " + name, why) for name, why in data["reasons"].items())
+    return [Table.of(data["rows"], columns, title), LeftOut.of("Not compared", left)]
 
 
 def _axis(row: Row) -> str:
@@ -426,6 +449,13 @@ CHAPTERS = {
         "normalisation, from stored bytes to the batch that a network takes. The rivals draw AutoAugment in their own "
         "way: timm has ImageNet's policy only, kornia one sub-policy per batch.",
         _pipelines,
+    ),
+    "parity": Chapter(
+        "Are the pixels torchvision's?",
+        "The same rows of a plan through torchvision on Pillow images, the torch pipeline and the others: operations "
+        "with all magnitudes and signs of AutoAugment, both operations of each sub-policy, and all else that is done "
+        "to images. Compared are bytes; MixUp makes none, so that its values are compared, in units of a byte.",
+        _parity,
     ),
     "scaling": Chapter(
         "Scaling",

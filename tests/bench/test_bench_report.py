@@ -121,6 +121,13 @@ SECTIONS: dict[str, Any] = {
             {"bank": None, "runs": [{"seed": 0, "top1": 0.52}], "mean": 0.52, "to_fresh": None},
         ],
     },
+    "parity": {"dataset": "cifar100", "images": 600, "reasons": {"triton": "no GPU"}, "rows": [
+        {"kind": "operation", "name": "Equalize", "differences": {
+            "torch and torchvision": {"mean": 0.0, "off_by_more_than_2": 0.0, "largest": 0.0},
+            "dali and torch": {"mean": 0.25, "off_by_more_than_2": 0.015, "largest": 3.0}}},
+        {"kind": "mix", "name": "mixup", "differences": {
+            "dali and torch": {"mean": 0.0, "off_by_more_than_2": 0.0, "largest": 0.0}}},
+    ]},
     "scaling": {"rows": [
         {"axis": axis, "value": value, "batch_size": 256, "images_per_second": stat(speed), "peak_bytes": 2**30 * value,
          "gflops_per_image": 0.6642, "percent_of_product_ceiling": speed / 1000, "percent_by_kind": KINDS,

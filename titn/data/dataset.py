@@ -182,7 +182,12 @@ def _names(identity: Mapping[str, Any]) -> list[str]:
 
 
 def load_dataset(
-    name: str | Path, data_dir: str | Path | None = None, *, image_size: int = 32, limit_train: int | None = None
+    name: str | Path,
+    data_dir: str | Path | None = None,
+    *,
+    image_size: int = 32,
+    limit_train: int | None = None,
+    skip_bad_images: bool = False,
 ) -> Dataset:
     """Read a data set; decoded images are kept in the user's cache folder (see `titn.data.cache`).
 
@@ -197,6 +202,7 @@ def load_dataset(
         data_dir: where data sets lie; "data" by default.
         image_size: height and width of the result, in pixels.
         limit_train: use this many training images: a fixed random subset, as balanced over the classes as it can be.
+        skip_bad_images: of a folder of images, leave out what cannot be read; a note counts it.
 
     Raises:
         UserError: nothing was found and nothing could be downloaded; a file is damaged, missing or empty; an image
@@ -209,6 +215,8 @@ def load_dataset(
     name, image_size = os.fspath(name), int(image_size)
     root = _home(Path("data" if data_dir is None else data_dir))
     notes: tuple[str, ...] = ()
+    if skip_bad_images and name in DATASETS:
+        raise UserError(f"--skip-bad-images is for folders of images only, not for {name}")
     if name == "digits":
         splits = _digits(image_size)
         mean, std = channel_statistics(splits.train_images)
@@ -219,7 +227,7 @@ def load_dataset(
         splits = replace(splits, train_keys=None)
     else:
         folder, *others = _folders(name, root)
-        splits, mean, std, notes = read_through_cache(find_folder(folder), image_size)
+        splits, mean, std, notes = read_through_cache(find_folder(folder, skip_bad=skip_bad_images), image_size)
         notes += tuple(f"{shown(folder)} is read, and not {shown(other)}" for other in others)
         name = shown(folder.resolve().name) or "folder"
     images, labels, keys = splits.train_images, splits.train_labels, splits.train_keys

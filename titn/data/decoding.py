@@ -7,8 +7,10 @@ import hashlib
 import io
 import os
 import struct
+import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -108,7 +110,13 @@ def _on_white(image: Image.Image) -> tuple[Image.Image, bool]:
 
 
 def decode_all(
-    count: int, load: Callable[[int], bytes], where: Callable[[int], str], *, size: int, channels: int
+    count: int,
+    load: Callable[[int], bytes],
+    where: Callable[[int], str],
+    *,
+    size: int,
+    channels: int,
+    bad: dict[int, str] | None = None,
 ) -> DecodedImages:
     """Decode `count` images into one array.
 
@@ -118,19 +126,22 @@ def decode_all(
         where: names image i in an error.
         size: height and width, in pixels.
         channels: 1 or 3.
+        bad: where given, takes the reason for each image that cannot be read, by number; its pixels are then zero.
 
     Returns:
         The images, uint8 [count, size, size, channels], and what `decode` says of each.
 
     Raises:
-        UserError: an image cannot be read, or all of them do not fit into memory.
+        UserError: an image cannot be read and there is no `bad`, or all of them do not fit into memory.
     """
-    try:
-        images = np.empty((count, size, size, channels), np.uint8)
-    except MemoryError:
+    needed, available = count * size * size * channels, available_memory()
+    if needed > available:
         raise UserError(
-            f"{count:,} images of {size}x{size} pixels do not fit into memory; use a smaller size"
-        ) from None
+            f"{count:,} images of {size}x{size} pixels take {needed / 2**30:,.1f} GiB, and {available / 2**30:,.1f} "
+            f"GiB of memory are free; use a smaller --image-size, or in Python titn.pipelines.dali_files."
+            f"DaliFilePipeline, which decodes the files of each batch"
+        )
+    images = np.empty((count, size, size, channels), np.uint8)
     keys, transparent = np.empty(count, np.uint64), np.empty(count, bool)
 
     def run(rows: Sequence[int]) -> None:
@@ -141,7 +152,9 @@ def decode_all(
                 reason = str(error) or type(error).__name__
                 if isinstance(error, Image.UnidentifiedImageError):
                     reason = "it is no image of a known format"
-                raise UserError(f"cannot read the image {where(row)}: {reason}") from None
+                if bad is None:
+                    raise UserError(f"cannot read the image {where(row)}: {reason}") from None
+                bad[row], images[row], keys[row], transparent[row] = reason, 0, 0, False
 
     try:
         small = len(load(0)) < _SMALL
@@ -155,6 +168,15 @@ def decode_all(
             for _ in pool.map(run, np.array_split(np.arange(count), min(count, 64 * (os.cpu_count() or 1)))):
                 pass
     return DecodedImages(images, keys, transparent)
+
+
+def available_memory() -> int:
+    """Bytes that can be allocated without swapping; unlimited where the system does not say."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        return next(int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration, ValueError):
+        return sys.maxsize
 
 
 def resize_grey(images: np.ndarray, size: int) -> np.ndarray:

@@ -13,14 +13,14 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 from torchvision.datasets.folder import IMG_EXTENSIONS, has_file_allowed_extension
 
 from titn.data.cache import cache_folder
-from titn.data.decoding import decode_all
+from titn.data.decoding import DecodedImages, decode_all
 from titn.data.splits import (
     SPLIT_TITLES,
     Part,
@@ -179,8 +179,10 @@ def passed_over(folder: Folder) -> list[str]:
     return notes
 
 
-def find_image_folder(folder: Folder, layout: str = "folder") -> Source | None:
+def find_image_folder(folder: Folder, layout: str = "folder", *, skip_bad: bool = False) -> Source | None:
     """The image data set in `folder`, or None where it holds no folder with images. Images are read as RGB.
+
+    With `skip_bad`, images that cannot be read are left out, and a note counts them.
 
     Raises:
         UserError: a class has no images, there is one class only, another split has a class that is not trained, or the
@@ -192,10 +194,19 @@ def find_image_folder(folder: Folder, layout: str = "folder") -> Source | None:
     notes += passed_over(folder)
     root = folder.path
     rows = [(kind, label, path) for kind, part in parts.items() for label in part for path in part[label]]
-    files = tuple(path for _, _, path in rows)
+    files = tuple(path for _, _, path in rows if not (skip_bad and _is_empty(path)))  # an empty one is a bad one
     plan = "\n".join(f"{kind}/{label}/{os.path.relpath(path, root)}" for kind, label, path in rows)
-    read = _reader(root, rows, list(parts["train"]))
-    return Source(root, files, f"{layout}\n{plan}", read, tuple(notes), _LARGEST_IMAGE)
+    read = _reader(root, rows, list(parts["train"]), skip_bad)
+    return Source(
+        root, files, f"{layout}{' without bad images' if skip_bad else ''}\n{plan}", read, tuple(notes), _LARGEST_IMAGE
+    )
+
+
+def _is_empty(path: Path) -> bool:
+    try:
+        return path.stat().st_size == 0
+    except OSError:
+        return False
 
 
 def _parts(folder: Folder) -> tuple[dict[str, dict[str, list[Path]]], list[str]]:
@@ -230,22 +241,39 @@ def _parts(folder: Folder) -> tuple[dict[str, dict[str, list[Path]]], list[str]]
     return parts, notes
 
 
-def _reader(root: Path, rows: list[tuple[str, str, Path]], names: list[str]) -> Callable[[int], Splits]:
+def _reader(root: Path, rows: list[tuple[str, str, Path]], names: list[str], skip_bad: bool) -> Callable[[int], Splits]:
     def read(size: int) -> Splits:
         files = [path for _, _, path in rows]
+        bad: dict[int, str] = {}
         decoded = decode_all(
-            len(files), lambda row: files[row].read_bytes(), lambda row: shown(files[row]), size=size, channels=3
+            len(files),
+            lambda row: files[row].read_bytes(),
+            lambda row: shown(files[row]),
+            size=size,
+            channels=3,
+            bad=bad if skip_bad else None,
         )
+        kept = [row for row in range(len(files)) if row not in bad]
         numbers = {name: number for number, name in enumerate(names)}
-        labels = np.array([numbers[label] for _, label, _ in rows], np.int64)
-        shown_names = [shown(os.path.relpath(path, root)) for path in files]
+        labels = np.array([numbers[rows[row][1]] for row in kept], np.int64)
+        shown_names = [shown(os.path.relpath(files[row], root)) for row in kept]
+        if bad:
+            decoded = DecodedImages(*(array[kept] for array in decoded))
         parts, start = {}, 0
-        for kind, count in Counter(kind for kind, _, _ in rows).items():
+        for kind, count in Counter(rows[row][0] for row in kept).items():
             end = start + count
             images, keys, transparent = (array[start:end] for array in decoded)
             parts[kind] = Part(images, labels[start:end], keys, transparent, shown_names[start:end])
             start = end
-        return settle(parts, tuple(map(shown, names)))
+        if "train" not in parts:
+            raise UserError(f"none of the training images in {shown(root)} can be read")
+        splits = settle(parts, tuple(map(shown, names)))
+        if not bad:
+            return splits
+        first = min(bad)
+        named = listing(shown(os.path.relpath(files[row], root)) for row in sorted(bad))
+        note = f"{len(bad):,} images left out, since they cannot be read: {named} (the first: {shown(bad[first])})"
+        return replace(splits, notes=(*splits.notes, note))
 
     return read
 

@@ -68,15 +68,17 @@ def _find_in(name: str, place: Path, *, own: bool) -> Source | None:
     return source
 
 
-def find_folder(folder: Path) -> Source:
-    """Parquet shards or class folders in a folder of the user's.
+def find_folder(folder: Path, *, skip_bad: bool = False) -> Source:
+    """Parquet shards or class folders in a folder of the user's; with `skip_bad`, see `find_image_folder`.
 
     Raises:
         UserError: there are neither, or they are incomplete.
     """
     tree = scan(folder)
     found = find_parquet_below(tree)
-    source = _parquet_source(*found, None) if found else find_image_folder(tree)
+    if found and skip_bad:
+        raise UserError(f"{shown(folder)} holds Parquet files: --skip-bad-images is for folders of images only")
+    source = _parquet_source(*found, None) if found else find_image_folder(tree, skip_bad=skip_bad)
     if source is None:
         raise UserError(
             f"{shown(folder)} holds no data set: found {describe(tree)}; expected one sub-folder of images per class, "

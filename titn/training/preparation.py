@@ -81,7 +81,11 @@ def load_data(config: RunConfig, dataset: Dataset | None) -> Dataset:
     """
     if dataset is None:
         return load_dataset(
-            config.dataset, config.data_dir, image_size=config.image_size, limit_train=config.limit_train
+            config.dataset,
+            config.data_dir,
+            image_size=config.image_size,
+            limit_train=config.limit_train,
+            skip_bad_images=config.skip_bad_images,
         )
     images = len(dataset.train_labels)
     if config.image_size != dataset.image_size or config.limit_train not in (None, images):

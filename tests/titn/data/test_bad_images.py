@@ -1,0 +1,63 @@
+"""Images that cannot be read: one stops the run and is named, or all are left out and counted; what is too large."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from stored_data import copy_shard, message
+
+from titn.config import TrainConfig
+from titn.data import decoding
+from titn.data.dataset import load_dataset
+from titn.data.decoding import available_memory
+from titn.errors import UserError
+
+pytestmark = pytest.mark.usefixtures("own_cache")
+
+
+def test_bad_images_are_left_out_and_counted(image_folder: Path) -> None:
+    good = load_dataset(str(image_folder))
+    first = sorted((image_folder / "digit0").iterdir())[0]
+    (image_folder / "digit0" / "cut.png").write_bytes(first.read_bytes()[:60])
+    (image_folder / "digit1" / "text.png").write_text("no image")
+    (image_folder / "digit2" / "empty.png").touch()
+    with pytest.raises(UserError, match=r"(cut|text|empty)\.png"):
+        load_dataset(str(image_folder))
+    for _ in range(2):  # decoded, and from the cache
+        data = load_dataset(str(image_folder), skip_bad_images=True)
+        (note,) = [note for note in data.notes if "cannot be read" in note]
+        assert note.startswith("3 images left out, since they cannot be read: ")
+        assert all(name in note for name in ("digit0/cut.png", "digit1/text.png", "digit2/empty.png"))
+        assert data.fingerprint == good.fingerprint
+    assert not any("cannot be read" in note for note in good.notes)
+
+
+def test_no_training_image_that_can_be_read(image_folder: Path) -> None:
+    for path in image_folder.glob("*/*"):
+        path.write_text("no image")
+    with pytest.raises(UserError, match=r"none of the training images in .* can be read"):
+        load_dataset(str(image_folder), skip_bad_images=True)
+
+
+def test_only_folders_of_images_have_bad_images(tmp_path: Path, shared_data: Path) -> None:
+    with pytest.raises(UserError, match="--skip-bad-images is for folders of images only, not for digits"):
+        load_dataset("digits", skip_bad_images=True)
+    copy_shard(shared_data / "cifar10" / "train-00000-of-00004.parquet", tmp_path / "set", 20)
+    with pytest.raises(UserError, match="holds Parquet files: --skip-bad-images is for folders of images only"):
+        load_dataset(tmp_path / "set", skip_bad_images=True)
+
+
+def test_a_teacher_takes_the_setting_from_its_student() -> None:
+    assert TrainConfig(skip_bad_images=True, teacher="small_cnn").teacher_training().skip_bad_images
+
+
+def test_what_does_not_fit_into_memory_is_refused_with_a_way_out(
+    image_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert 2**20 < available_memory() < 2**60
+    monkeypatch.setattr(decoding, "available_memory", lambda: 3 * 2**10)
+    text = message(str(image_folder))
+    assert "30 images of 32x32 pixels take 0.0 GiB, and 0.0 GiB of memory are free" in text
+    assert "DaliFilePipeline" in text and "--image-size" in text
+    monkeypatch.setattr(decoding, "available_memory", lambda: 30 * 32 * 32 * 3)
+    assert np.shape(load_dataset(str(image_folder)).train_images)[1:] == (32, 32, 3)
