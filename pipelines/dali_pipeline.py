@@ -43,6 +43,8 @@ class DaliPipeline(Pipeline):
         ValueError: a shape, type or value does not fit.
     """
 
+    exact = False
+
     def __init__(
         self,
         images: np.ndarray,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -33,10 +34,13 @@ class Pipeline(ABC):
         image_size: their height and width S, in pixels.
         scale: 1 / (255 std), float32 [C].
         offset: mean / std, float32 [C].
+        exact: whether batches are those of the torch pipeline to the last bit.
 
     Raises:
         ValueError: a shape, type or value does not fit.
     """
+
+    exact: ClassVar[bool] = True
 
     def __init__(
         self,

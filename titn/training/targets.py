@@ -320,6 +320,7 @@ def teacher_cache(
             teacher=teacher.identity,
             precision=precision,
             targets=kept,
+            pipeline=switches.pipeline,
         )
         for precision in ("float32", *["bfloat16"] * rough)
     ]

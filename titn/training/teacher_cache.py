@@ -35,6 +35,7 @@ from titn.data.dataset import Dataset, explain_difference
 from titn.errors import UserError
 from titn.files import read_json, write_atomic
 from titn.pipelines import Augmentation
+from titn.pipelines.make import BACKENDS, Backend
 from titn.pipelines.plan import PLAN_VERSION
 from titn.training.run import plain_name
 
@@ -77,6 +78,7 @@ def cache_identity(
     teacher: Mapping[str, str],
     precision: str,
     targets: str,
+    pipeline: Backend = "torch",
 ) -> dict[str, Any]:
     """Everything that a teacher's answers depend on, as values for JSON.
 
@@ -87,6 +89,7 @@ def cache_identity(
         teacher: its "architecture" and "weights" hash (`titn.network.weights_digest`).
         precision: "float32" or "bfloat16"; see `TeacherAnswers`.
         targets: see `kept_targets`.
+        pipeline: what makes the batches; named only if its floats are not the torch pipeline's to the last bit.
     """
     data = dataset.identity()
     identity = {
@@ -100,6 +103,8 @@ def cache_identity(
         "data": {name: data[name] for name in ("class_names", "image_size", "channels", "train")},
         "normalisation": {"mean": dataset.mean, "std": dataset.std},
     }
+    if not BACKENDS[pipeline].exact:
+        identity["pipeline"] = pipeline
     values: dict[str, Any] = json.loads(json.dumps(identity))
     return values
 

@@ -20,7 +20,8 @@ from titn.config import TeacherConfig, TrainConfig, fields_of, flag
 from titn.data.dataset import load_dataset
 from titn.errors import UserError
 from titn.pipelines import Augmentation
-from titn.pipelines.plan import Mix
+from titn.pipelines.augmentation import Mix
+from titn.pipelines.dali_pipeline import DaliPipeline
 from titn.teachers.answers import TeacherAnswers
 from titn.train import train
 from titn.training.cache_archive import export_cache, import_cache
@@ -38,6 +39,7 @@ from titn.training.teacher_cache import (
 
 QUIET = Console(quiet=True)
 CPU = torch.device("cpu")
+NEEDS_DALI = pytest.mark.skipif(bool(DaliPipeline.reasons(CPU, 32)), reason="DALI is not installed")
 
 
 @pytest.fixture(scope="module")
@@ -97,6 +99,7 @@ def flags(config: TrainConfig) -> list[str]:
         ({"teacher": "teacher1"}, r"teacher.weights \(\w{12}, not \w{12}\)"),
         ({"distillation": "soft"}, r"targets \(hard, not logits\)"),
         ({"distillation": "soft", "cache_top_k": 3}, r"targets \(hard, not top-3\)"),
+        pytest.param({"pipeline": "dali"}, r"pipeline \(none, not dali\)", marks=NEEDS_DALI),
     ],
 )
 def test_what_does_not_match_is_refused_by_name(student: TrainConfig, changes: dict[str, Any], field: str) -> None:
