@@ -23,7 +23,7 @@ from titn.files import write_atomic
 from titn.provenance import ROOT, source_commit, versions
 
 RESULTS = ROOT / "bench" / "results"
-PACKAGES = ("torch", "triton", "torchvision", "timm", "xformers", "numpy")
+PACKAGES = ("torch", "triton", "torchvision", "timm", "xformers", "numpy", "nvidia-dali-cuda130", "kornia")
 
 
 class Record:
