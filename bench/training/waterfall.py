@@ -132,8 +132,8 @@ def measure(at: Setting, config: TrainConfig, rounds: int) -> dict[str, Any]:
         "round_steps" (the last of them, over which losses are means) and "rows", in order: "name", "switch" (as on the
         command line, empty for the reference), and either "images_per_second", "ratio_to_last" and "ratio_to_first"
         (round by round; None for the first), "loss", "peak_bytes" (of a GPU, else None) and
-        "fill_images_per_second" (of the training that filled the cache, else None), or "reason" (why the switch is off here). `low` and
-        `high` are the extremes of the rounds.
+        "fill_images_per_second" (of the training that filled the cache, else None), or "reason" (why the switch is off
+        here). `low` and `high` are the extremes of the rounds.
     """
     with tempfile.TemporaryDirectory(prefix="titn-waterfall-") as folder:
         config = config.changed(runs_dir=folder, bank=1, device=str(at.device))
@@ -255,6 +255,7 @@ def rows_of(
         elif one.name in seconds:
             training, own = ready[one.name].step, seconds[one.name]
             filler = training.targets.filler if isinstance(training.targets, CachedTeacher) else None
+            filling = section["train_images"] / filler.seconds if filler is not None and filler.epochs else None
             rows.append(
                 row
                 | {
@@ -263,7 +264,7 @@ def rows_of(
                     "ratio_to_first": ratio(first, own) if first else None,
                     "loss": training.loss(section["round_steps"]),
                     "peak_bytes": ready[one.name].peak_bytes,
-                    "fill_images_per_second": section["train_images"] / filler.seconds if filler and filler.epochs else None,
+                    "fill_images_per_second": filling,
                 }
             )
             first, last = first or own, own
