@@ -95,7 +95,7 @@ def native_reasons(x: Tensor, *others: Tensor | None, dtype: torch.dtype | None 
     present = [x, *(t for t in others if t is not None)]
     if not x.is_cpu:
         return [f"the tensor is on {x.device.type}, native operations run on CPUs"]
-    if torch.compiler.is_exporting():
+    if torch.compiler.is_exporting() or torch.jit.is_tracing():
         return ["an exported program must run without this package"]
     kind = x.dtype if dtype is None else dtype
     reasons = [] if kind in STORAGE else [f"{kind} is none of float32, bfloat16"]

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.utils.flop_counter import register_flop_formula
 
 from titn.kernels.common.backend import choose, triton_reasons
 from titn.kernels.common.device import autocast_dtype, interpreting, shared_memory
@@ -58,7 +59,7 @@ def inner_block(
     dtype, weights = autocast_dtype(x.device.type) or x.dtype, (*attention, *mlp)
     reasons = {
         "triton": lambda: _triton_reasons(x, dtype, weights, num_heads, backend),
-        "native": lambda: native_reasons(x, *weights, dtype=dtype) + native.limits(x.shape[1]),
+        "native": lambda: native_reasons(x, *weights, dtype=dtype) + native.limits(x.shape[1], x.shape[2], backend),
         "torch": list,
     }
     chosen = choose("inner_block", backend, reasons)
@@ -213,3 +214,21 @@ register(
     _native_backward_fake,
     native=True,
 )
+
+
+def product_operations(x: tuple[int, ...], *weights: tuple[int, ...] | None) -> int:
+    """Operations of a forward's products on x [S, L, C], two a multiply-accumulate, from shapes alone."""
+    fc1 = weights[8]
+    assert fc1 is not None
+    sequences, length, channels = x
+    return 2 * sequences * length * channels * (4 * channels + 2 * fc1[0] + 2 * length)
+
+
+@register_flop_formula(torch.ops.titn.inner_block_native)
+def _forward_operations(x: Any, *rest: Any, **_: Any) -> int:
+    return product_operations(x, *rest)
+
+
+@register_flop_formula(torch.ops.titn.inner_block_native_backward)
+def _backward_operations(dy: Any, x: Any, mid: Any, *rest: Any, **_: Any) -> int:
+    return 2 * product_operations(x, *rest)

@@ -237,6 +237,15 @@ def test_triton_says_why_it_cannot_run(sizes: tuple[int, int, int], dtype: torch
         fused(heads)(*make_inputs(1, length, channels, dtype=dtype))
 
 
+@NEEDS_NATIVE
+def test_native_says_why_it_cannot_run_or_is_not_taken() -> None:
+    with pytest.raises(BackendUnavailable, match="sequences of 65 are not within 1 to 64"):
+        fused(4, "native")(*make_inputs(1, 65, 12))
+    wide = make_inputs(2, 4, 64)
+    check(wide, 4, "native")
+    assert torch.equal(fused(4, "auto")(*wide), fused(4, "torch")(*wide))
+
+
 def test_what_no_gpu_holds_is_refused_there() -> None:
     """Which sizes compile is in test_limits.py; the interpreter has no limit."""
     assert op._device_limits(torch.bfloat16, 16, 40) == op._device_limits(torch.float32, 16, 12) == []

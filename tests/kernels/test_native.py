@@ -12,6 +12,7 @@ import pytest
 import torch
 from operations import NATIVE_OPERATIONS, OPERATIONS, Operation
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 from util import (
     CPU_ONLY,
     NEEDS_NATIVE,
@@ -109,6 +110,19 @@ def test_exported_programs_hold_nothing_of_it(operation: Operation) -> None:
 
     program = torch.export.export(Module(), tuple(operation.draw()))
     assert "titn" not in program.graph_module.code
+
+
+@NEEDS_NATIVE
+@operations
+def test_its_operations_are_counted(operation: Operation) -> None:
+    """As many as PyTorch's own counter finds in the reference."""
+    counts = []
+    for backend in ("native", "torch"):
+        inputs = [t.requires_grad_() for t in operation.draw()]
+        with FlopCounterMode(display=False) as counter:
+            operation.by(backend)(*inputs).sum().backward()
+        counts.append(counter.get_total_flops())
+    assert counts[0] == counts[1] > 0
 
 
 @CPU_ONLY
