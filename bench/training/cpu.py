@@ -51,8 +51,8 @@ def contenders(device: torch.device) -> list[Contender]:
         replace(fast_contender(device, torch.bfloat16), name=f"{FAST} --amp bf16"),
         replace(fast, name=f"{FAST} --kernels torch", kernels="torch"),
         Contender("timm TNT, eager", "timm", "eager", None),
-        Contender("timm TNT, torch.compile", "timm", "whole", None, reasons=compiler),
         Contender("timm TNT, torch.compile of blocks", "timm", "blocks", None, reasons=compiler),
+        Contender("timm TNT, torch.compile", "timm", "whole", None, reasons=compiler),
     ]
 
 

@@ -26,6 +26,7 @@ from titn.kernels import BackendUnavailable
 from titn.kernels.common import native
 
 ROOT = Path(__file__).resolve().parents[2]
+ARM, EMULATOR = "aarch64-linux-gnu-g++", "qemu-aarch64-static"
 operations = pytest.mark.parametrize(
     "operation", [OPERATIONS[name] for name in NATIVE_OPERATIONS], ids=NATIVE_OPERATIONS
 )
@@ -176,8 +177,34 @@ def test_under_sanitizers(sanitizer: str, paths: str, tmp_path: Path) -> None:
     for compiled in tmp_path.rglob("*.cpp.o"):
         weak = [line for line in run("nm", "-C", compiled).splitlines() if line[17:18] in ("W", "V", "u")]
         assert not weak, f"{compiled}: {weak}"
-    driver, source = tmp_path / "driver", Path(__file__).with_name("native_driver.cpp")
-    flags = ["-std=c++17", "-O1", "-g", f"-fsanitize={sanitizer}", "-fno-sanitize-recover=all", "-pthread"]
-    linked = [f"-L{tmp_path}", "-ltitn", f"-Wl,-rpath,{tmp_path}"]
-    run("g++", *flags, "-I", ROOT / "kernels" / "csrc", source, "-o", driver, *linked)
+    flags = ["-g", f"-fsanitize={sanitizer}", "-fno-sanitize-recover=all"]
+    driver = build_driver("g++", tmp_path, tmp_path / "driver", *flags)
     assert "generic" in run(driver, ASAN_OPTIONS="detect_leaks=1", TSAN_OPTIONS="halt_on_error=1")
+
+
+@NEEDS_NATIVE
+def test_on_an_emulated_arm_processor(tmp_path: Path) -> None:
+    """The generic path becomes NEON; the sizes of all results are those of the generic path here."""
+    absent = [tool for tool in ("cmake", "make", "g++", ARM, EMULATOR) if shutil.which(tool) is None]
+    if absent:
+        pytest.skip(f"{' and '.join(absent)} absent: the native library was not run on Arm")
+    options = ["-DCMAKE_SYSTEM_NAME=Linux", "-DCMAKE_SYSTEM_PROCESSOR=aarch64", f"-DCMAKE_CXX_COMPILER={ARM}"]
+    run("cmake", "-S", ROOT, "-B", tmp_path, *options)
+    assert "warning" not in run("cmake", "--build", tmp_path)
+    arm = build_driver(ARM, tmp_path, tmp_path / "arm")
+    here = build_driver("g++", native.FOLDER, tmp_path / "here")
+    said = run(EMULATOR, "-L", "/usr/aarch64-linux-gnu", arm).splitlines()
+    expected = [line for line in run(here).splitlines() if line.startswith("generic ")]
+    assert len(said) == len(expected) == 20
+    for line, other in zip(said, expected, strict=True):
+        assert line.split()[0] == "generic"
+        sizes = [torch.tensor([float(size) for size in each.split()[1:]]) for each in (line, other)]
+        torch.testing.assert_close(*sizes, rtol=1e-3, atol=1e-3)
+
+
+def build_driver(compiler: str, library: Path, driver: Path, *flags: str) -> Path:
+    """native_driver.cpp as a program that finds libtitn.so in the folder `library`."""
+    linked = [f"-L{library}", "-ltitn", f"-Wl,-rpath,{library}"]
+    source, include = Path(__file__).with_name("native_driver.cpp"), ROOT / "kernels" / "csrc"
+    run(compiler, "-std=c++17", "-O1", "-pthread", *flags, "-I", include, source, "-o", driver, *linked)
+    return driver
