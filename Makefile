@@ -21,7 +21,7 @@ format: .venv/.dev  ## let ruff mend and format
 	$(BIN)/ruff check --fix . && $(BIN)/ruff format .
 
 clean:  ## remove what the targets above made: .venv, builds and caches; never a run
-	rm -rf .venv build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv build dist kernels/_native *.egg-info .mypy_cache .pytest_cache .ruff_cache
 
 help:  ## this list
 	@awk -F ':.*##  *' '/^[a-z]+:.*##/ {printf "make %-8s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -31,7 +31,7 @@ help:  ## this list
 	$(PYTHON) -m venv .venv
 	@touch $@
 
-.venv/.core: .venv/.python pyproject.toml setup.py
+.venv/.core: .venv/.python pyproject.toml setup.py CMakeLists.txt $(wildcard kernels/csrc/*)
 	$(PIP) --editable .
 	@touch $@
 

@@ -6,6 +6,8 @@ import ast
 import importlib.util
 import json
 import os
+import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -17,17 +19,23 @@ from typing import Any
 
 import pytest
 
+from titn.kernels.common import native
+
 ROOT = Path(__file__).resolve().parents[1]
+HAS_COMPILER = all(map(shutil.which, ("cmake", "c++"))) and any(map(shutil.which, ("ninja", "make")))
 FIRST_PARTY = {"titn", "kernels", "pipelines", "bench", "tests"}
 MAY_IMPORT = {"kernels": ("titn.kernels",), "pipelines": ("titn.kernels", "titn.pipelines"), "titn": ("titn",)}
 LOOK = """
 import importlib.util, json, titn, titn.kernels, titn.pipelines
+from titn.kernels.common import native
 assert callable(titn.create_model) and callable(titn.kernels.short_attention)
 specs = [importlib.util.find_spec(name) for name in ("kernels", "pipelines", "bench", "tests")]
 print(json.dumps({
     "files": [module.__file__ for module in (titn, titn.kernels, titn.pipelines)],
     "claimed": [str(place) for spec in specs if spec for place in spec.submodule_search_locations or [spec.origin]],
     "version": titn.__version__,
+    "native": native.path(),
+    "absent": native.ABSENT,
 }))
 """
 
@@ -106,10 +114,10 @@ def test_links_are_relative() -> None:
         assert (ROOT / "titn" / name).readlink() == Path("..", name)
 
 
-def run(*arguments: str | Path, cwd: Path) -> str:
+def run(*arguments: str | Path, cwd: Path, **variables: str) -> str:
     """Output of a command that must succeed, untouched by this process's Python settings."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "PIP_"))}
-    done = subprocess.run(arguments, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(arguments, cwd=cwd, env=environment | variables, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -127,8 +135,10 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
         pytest.skip(f"{' and '.join(absent)} absent: the package was not built")
     copy = tmp_path_factory.mktemp("checkout")
     for name in ("kernels", "pipelines", "titn", "bench", "tests"):
-        shutil.copytree(ROOT / name, copy / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
+        shutil.copytree(
+            ROOT / name, copy / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__", "_native")
+        )
+    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE", "CMakeLists.txt", "MANIFEST.in"):
         shutil.copy(ROOT / name, copy)
     return copy
 
@@ -152,9 +162,9 @@ def fresh_environment(folder: Path) -> Path:
     return python
 
 
-def install(python: Path, *what: str | Path, cwd: Path) -> None:
+def install(python: Path, *what: str | Path, cwd: Path, **variables: str) -> None:
     offline = ("--no-deps", "--no-index", "--no-build-isolation", "--ignore-installed")
-    run(sys.executable, "-m", "pip", "--python", python, "install", *offline, *what, cwd=cwd)
+    run(sys.executable, "-m", "pip", "--python", python, "install", *offline, *what, cwd=cwd, **variables)
 
 
 def test_imports_from_a_checkout() -> None:
@@ -162,12 +172,15 @@ def test_imports_from_a_checkout() -> None:
     assert all(Path(file).is_relative_to(ROOT / "titn") for file in found["files"])
 
 
-def test_imports_from_an_editable_install(checkout: Path, tmp_path: Path) -> None:
+def test_imports_from_an_editable_install_without_a_compiler(checkout: Path, tmp_path: Path) -> None:
+    """As for people whose machine has none: all works but the native backend, which says why."""
     python = fresh_environment(tmp_path / "environment")
-    install(python, "--editable", checkout, cwd=tmp_path)
+    install(python, "--editable", checkout, cwd=tmp_path, CXX="/no/compiler")
     found = look(python, "-I", cwd=tmp_path)
     assert all(Path(file).is_relative_to(checkout / "titn") for file in found["files"])
     assert not [place for place in found["claimed"] if Path(place).is_relative_to(checkout)]
+    assert found["native"] is None
+    assert re.search("absent: (no C\\+\\+ compiler|CMake) was(| not) found", found["absent"]), found["absent"]
 
 
 def test_imports_from_a_wheel(wheel: Path, tmp_path: Path) -> None:
@@ -177,28 +190,27 @@ def test_imports_from_a_wheel(wheel: Path, tmp_path: Path) -> None:
     assert all(Path(file).is_relative_to(tmp_path / "environment") for file in found["files"])
     assert not [place for place in found["claimed"] if Path(place).is_relative_to(tmp_path)]
     assert found["version"] in wheel.name
+    if HAS_COMPILER:
+        assert found["native"] in native.PATHS, found["absent"]
+
+
+def test_the_wheel_fits_any_python_on_this_kind_of_machine(wheel: Path) -> None:
+    assert wheel.name.split("-")[-3:-1] == ["py3", "none"]
+    assert f"_{platform.machine()}" in wheel.name
 
 
 def test_the_wheel_holds_the_package_and_claims_no_other_name(checkout: Path, wheel: Path) -> None:
     packed = {name for name in zipfile.ZipFile(wheel).namelist() if not name.endswith("/")}
+    built = {name for name in packed if name.startswith("titn/kernels/_native/")}
+    assert built == {f"titn/kernels/_native/{'libtitn.so' if HAS_COMPILER else 'not_built.txt'}"}
+    packed -= built
     assert {name.partition("/")[0].partition("-")[0] for name in packed} == {"titn"}
     names = {
         (Path(prefix) / path.relative_to(checkout)).as_posix()
         for folder, prefix in (("titn", ""), ("kernels", "titn"), ("pipelines", "titn"))
         for path in (checkout / folder).rglob("*")
-        if path.is_file() and path.suffix != ".pyc"
+        if path.is_file() and path.suffix != ".pyc" and path.parent.name != "_native"
     }
     assert {"titn/py.typed", "titn/recipes/digits.yaml", "titn/pipelines/__init__.py"} <= names
     assert {name for name in packed if name.startswith("titn/")} == names
     assert any(name.endswith("dist-info/licenses/LICENSE") for name in packed)
-
-
-def test_cmake_configures_and_says_that_it_builds_nothing(tmp_path: Path) -> None:
-    cmake = shutil.which("cmake")
-    if cmake is None or shutil.which("make") is None:
-        pytest.skip("cmake or make is absent: CMakeLists.txt was not configured")
-    said = run(cmake, "-S", ROOT, "-B", tmp_path / "build", cwd=tmp_path)
-    assert "C++ compiler: " in said
-    assert "CUDA compiler: " in said
-    assert "Nothing to build: the native backend is not written yet" in said
-    run(cmake, "--build", tmp_path / "build", cwd=tmp_path)

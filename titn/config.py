@@ -314,7 +314,7 @@ class StudentSettings(_Subject):
     """number of blocks; none: the model's own"""
     pool: Literal["mean", "token"] | None = None
     """class representation: mean over class and patch tokens, or the class token; none: the model's own"""
-    kernels: Literal["auto", "torch", "triton"] = "auto"
+    kernels: Literal["auto", "torch", "triton", "native"] = "auto"
     """backend of the fused operations; auto: torch, with --fast the fastest that can run"""
 
 

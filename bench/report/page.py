@@ -29,7 +29,7 @@ from titn.provenance import ROOT
 BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
 NOT_MEASURED = "Not measured yet."
 NO_GPU = "Nothing has been timed on a GPU yet."
-TIMED = ("ceilings", "kernels", "throughput", "waterfall", "scaling", "step_profile")
+TIMED = ("ceilings", "kernels", "throughput", "waterfall", "cpu", "scaling", "step_profile")
 INTRODUCTION = """\
 # Results
 

@@ -179,6 +179,35 @@ def _parity(data: Row) -> list[Block]:
     return [Table.of(data["rows"], columns, title), LeftOut.of("Not compared", left)]
 
 
+def _cpu(data: Row) -> list[Block]:
+    columns: Columns = [
+        ("threads:", lambda row: str(row["threads"])),
+        ("images per step:", lambda row: f"{row['batch_size']:,}"),
+        ("work", lambda row: row["work"]),
+        ("contender", lambda row: row["contender"]),
+        ("images per second:", lambda row: spread(row["images_per_second"])),
+        ("times timm's fastest:", lambda row: times(row["ratio_to_timm"])),
+        ("of the product's rate:", lambda row: percent(row["percent_of_product_rate"])),
+    ]
+    operation: Columns = [
+        ("operation", lambda row: f"`{shorten(row['name'], 80)}`"),
+        ("us:", lambda row: number(row["us"])),
+        ("calls:", lambda row: f"{row['calls']:,}"),
+        ("of the step:", lambda row: percent(row["percent"])),
+        ("times its floor:", lambda row: number(row["us"] / row["floor_us"]) if row["floor_us"] else NONE),
+    ]
+    left = (
+        (f"{row['contender']}, {row['work']}, {row['threads']} threads, {row['batch_size']} images", row.get("reason"))
+        for row in data["rows"]
+    )
+    return [
+        f"Native code: {data['path']}.",
+        Table.of(_measured(data), columns),
+        Table.of(data["operations"], operation),
+        LeftOut.of("Not measured", left),
+    ]
+
+
 def _axis(row: Row) -> str:
     return str(row["axis"]).replace("_", " ")
 
@@ -456,6 +485,15 @@ CHAPTERS = {
         "with all magnitudes and signs of AutoAugment, both operations of each sub-policy, and all else that is done "
         "to images. Compared are bytes; MixUp makes none, so that its values are compared, in units of a byte.",
         _parity,
+    ),
+    "cpu": Chapter(
+        "On a CPU",
+        "Training steps and predictions on one thread and on all, with native code and without, against timm's TNT "
+        "eager, compiled as a whole and block by block. All of one line's threads, images and work took turns, one "
+        "large matrix product among them; the share of its rate counts the operations that the network needs. The "
+        "second table is one training step with native code, by operation, as torch.profiler sees it: a floor is an "
+        "operation's own arithmetic at the rate of the large product.",
+        _cpu,
     ),
     "scaling": Chapter(
         "Scaling",

@@ -17,6 +17,7 @@ STEPS = 5
 TOP = 25
 
 _CPU = {
+    "fused kernels": r"^titn::",
     "optimiser": r"Optimizer\.|_fused_(sgd|adam)|_foreach_",
     "products": r"^aten::(mm|bmm|addmm|baddbmm|_addmm_activation|mv|addmv|\w*convolution\w*)$|^(mkldnn|onednn|mkl)::",
     "attention": r"scaled_dot_product|flash_attention",

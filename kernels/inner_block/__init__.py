@@ -12,6 +12,9 @@ the operands of the products are in the dtype of x. The Triton backend packs the
 kernel and writes y and m; the backward recomputes the rest from x and m in one kernel for each half, and reduces the
 weight gradients of its programs in a fixed order. From 32 channels on, in 16 bits, up to 16 tokens, the sums of a
 program are kept in memory instead of registers (backward_wide.py). The largest error of its GELU is 1e-6.
+
+The native backend (csrc/inner_block.cpp) does the same on a CPU with one sequence in each lane of a vector. Its tokens
+are float32 or bfloat16 and all else float32, products included. The largest error of its GELU is 5e-7.
 """
 
 from titn.kernels.inner_block.op import inner_block

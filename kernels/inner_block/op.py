@@ -7,11 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.utils.flop_counter import register_flop_formula
 
-from titn.kernels.common.backend import choose, no_native_kernel, triton_reasons
+from titn.kernels.common.backend import choose, triton_reasons
 from titn.kernels.common.device import autocast_dtype, interpreting, shared_memory
+from titn.kernels.common.native import native_reasons
 from titn.kernels.common.registration import register
 from titn.kernels.common.weights import AttentionWeights, MlpWeights
+from titn.kernels.inner_block import native
 from titn.kernels.inner_block.reference import GROUP, inner_block_innermost, inner_block_reference
 
 LARGEST_LENGTH = 64
@@ -34,14 +37,15 @@ def inner_block(
     """Pre-norm attention and MLP, each with its residual, on many short sequences (see the package's docstring).
 
     Args:
-        x: [S, L, C], float32, float16 or bfloat16 (backend "torch": any floating dtype), any strides.
+        x: [S, L, C], float32, float16 or bfloat16 (backend "native": float32 or bfloat16; "torch": any floating
+            dtype), any strides.
         attention, mlp: weights of C channels, and any hidden width.
         num_heads: divides C.
-        eps: added to the variance in both LayerNorms; in Triton at least 2^-126, so that no row divides 0 by 0.
-        backend: "auto" (the first that can run), "triton", "torch" or "native".
+        eps: added to the variance in both LayerNorms; except in torch at least 2^-126, so that no row divides 0 by 0.
+        backend: "auto" (the first that can run), "triton", "native" or "torch".
 
     Returns:
-        [S, L, C] in the dtype of x; under autocast the Triton backend computes in and returns autocast's dtype.
+        [S, L, C] in the dtype of x; under autocast the others than torch store tokens in and return autocast's dtype.
         Gradients of the weights come in the weights' dtypes.
 
     Raises:
@@ -52,16 +56,23 @@ def inner_block(
         raise ValueError(f"inner_block: x must be [S, L, C], not of {x.dim()} dimensions")
     attention.check("inner_block", x.shape[2], num_heads)
     mlp.check("inner_block", x.shape[2])
-    dtype = autocast_dtype(x.device.type) or x.dtype
+    dtype, weights = autocast_dtype(x.device.type) or x.dtype, (*attention, *mlp)
     reasons = {
-        "triton": lambda: _triton_reasons(x, dtype, (*attention, *mlp), num_heads, backend),
-        "native": no_native_kernel,
+        "triton": lambda: _triton_reasons(x, dtype, weights, num_heads, backend),
+        "native": lambda: native_reasons(x, *weights, dtype=dtype) + native.limits(x.shape[1], x.shape[2], backend),
         "torch": list,
     }
-    if choose("inner_block", backend, reasons) == "torch":
+    chosen = choose("inner_block", backend, reasons)
+    if chosen == "torch":
         form = inner_block_innermost if _innermost_is_faster(x, dtype) else inner_block_reference
         return form(x, attention, mlp, num_heads=num_heads, eps=eps)
-    return _InnerBlock.apply(x.to(dtype).contiguous(), num_heads, eps, *attention, *mlp)
+    x = x.to(dtype).contiguous()
+    if chosen == "triton":
+        return _InnerBlock.apply(x, num_heads, eps, *weights)
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, *weights)):
+        return _NativeInnerBlock.apply(x, num_heads, eps, *weights)
+    y, _ = torch.ops.titn.inner_block_native(x, *weights, num_heads, eps, False)
+    return y
 
 
 def _innermost_is_faster(x: Tensor, dtype: torch.dtype) -> bool:
@@ -132,6 +143,23 @@ class _InnerBlock(torch.autograd.Function):
         return dx, None, None, *(None if w is None else next(gradients) for w in weights)
 
 
+class _NativeInnerBlock(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, num_heads: int, eps: float, *weights: Tensor | None) -> Tensor:
+        y, mid = torch.ops.titn.inner_block_native(x, *weights, num_heads, eps, True)
+        ctx.save_for_backward(x, mid, *weights)
+        ctx.num_heads, ctx.eps = num_heads, eps
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        x, mid, *weights = ctx.saved_tensors
+        dx, *found = torch.ops.titn.inner_block_native_backward(dy, x, mid, *weights, ctx.num_heads, ctx.eps)
+        gradients = iter(found)
+        return dx, None, None, *(None if w is None else next(gradients) for w in weights)
+
+
 def _forward_fake(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
     from titn.kernels.inner_block import launch
 
@@ -142,6 +170,14 @@ def _forward_fake(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
 def _backward_fake(dy: Tensor, x: Tensor, mid: Tensor, packed: Tensor, *rest: Any) -> list[Tensor]:
     *weights, _, _ = rest
     return [_empty(x), *(_empty(w) for w in weights if w is not None)]
+
+
+def _native_fake(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    return _empty(x), _empty(x) if rest[-1] else x.new_empty(0)
+
+
+def _native_backward_fake(dy: Tensor, x: Tensor, mid: Tensor, *rest: Any) -> list[Tensor]:
+    return _backward_fake(dy, x, mid, mid, *rest)
 
 
 def _empty(x: Tensor) -> Tensor:
@@ -165,3 +201,34 @@ register(
     f"{_LAUNCH}:backward",
     _backward_fake,
 )
+_NATIVE = "titn.kernels.inner_block.native"
+register(
+    f"inner_block_native(Tensor x, {_WEIGHTS}, int num_heads, float eps, bool keep) -> (Tensor, Tensor)",
+    f"{_NATIVE}:forward",
+    _native_fake,
+    native=True,
+)
+register(
+    f"inner_block_native_backward(Tensor dy, Tensor x, Tensor mid, {_WEIGHTS}, int num_heads, float eps) -> Tensor[]",
+    f"{_NATIVE}:backward",
+    _native_backward_fake,
+    native=True,
+)
+
+
+def product_operations(x: tuple[int, ...], *weights: tuple[int, ...] | None) -> int:
+    """Operations of a forward's products on x [S, L, C], two a multiply-accumulate, from shapes alone."""
+    fc1 = weights[8]
+    assert fc1 is not None
+    sequences, length, channels = x
+    return 2 * sequences * length * channels * (4 * channels + 2 * fc1[0] + 2 * length)
+
+
+@register_flop_formula(torch.ops.titn.inner_block_native)
+def _forward_operations(x: Any, *rest: Any, **_: Any) -> int:
+    return product_operations(x, *rest)
+
+
+@register_flop_formula(torch.ops.titn.inner_block_native_backward)
+def _backward_operations(dy: Any, x: Any, mid: Any, *rest: Any, **_: Any) -> int:
+    return 2 * product_operations(x, *rest)

@@ -128,6 +128,21 @@ SECTIONS: dict[str, Any] = {
         {"kind": "mix", "name": "mixup", "differences": {
             "dali and torch": {"mean": 0.0, "off_by_more_than_2": 0.0, "largest": 0.0}}},
     ]},
+    "cpu": {
+        "path": "avx2",
+        "rows": [
+            {"threads": 1, "batch_size": 64, "work": "training", "contender": "titn --fast",
+             "images_per_second": stat(100.0), "ratio_to_timm": stat(1.5), "percent_of_product_rate": 71.0},
+            {"threads": 1, "batch_size": 64, "work": "training", "contender": "timm TNT, eager",
+             "images_per_second": stat(66.0), "ratio_to_timm": None, "percent_of_product_rate": None},
+            {"threads": 1, "batch_size": 64, "work": "training", "contender": "timm TNT, torch.compile",
+             "reason": "no C++ compiler"},
+        ],
+        "operations": [
+            {"name": "aten::mm", "calls": 96, "us": 300_000.0, "percent": 50.0, "floor_us": 200_000.0},
+            {"name": "SGD", "calls": 1, "us": 6_000.0, "percent": 1.0, "floor_us": None},
+        ],
+    },
     "scaling": {"rows": [
         {"axis": axis, "value": value, "batch_size": 256, "images_per_second": stat(speed), "peak_bytes": 2**30 * value,
          "gflops_per_image": 0.6642, "percent_of_product_ceiling": speed / 1000, "percent_by_kind": KINDS,
@@ -218,6 +233,10 @@ def test_numbers_come_from_the_files(checkout: Path) -> None:
     )
     assert "stored at 4,321 images per second" in steps
     assert "no room: CUDA graph" in steps
+    cpu = chapter(checkout, "On a CPU")
+    assert "| 1 | 64 | training | titn --fast | 100 (90.0 to 120) | 1.50 (1.35 to 1.80) | 71.0% |" in cpu
+    assert "| `aten::mm` | 300,000 | 96 | 50.0% | 1.50 |" in cpu
+    assert "no C++ compiler: timm TNT, torch.compile, training, 1 threads, 64 images" in cpu
     assert "790 | 711 | 948 | 5" in chapter(checkout, "Ceilings of the device")
     right = chapter(checkout, "Kernels: are they right?")
     assert "right, 4.0e-03 | skipped | **failed**: RuntimeError: of a kind" in right

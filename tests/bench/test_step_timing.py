@@ -18,7 +18,7 @@ from bench.options import Budget, Setting
 from bench.record import statistic
 from bench.report.sections import KINDS, arithmetic, elsewhere
 from bench.timing import peak_growth
-from bench.training import race, scaling, throughput
+from bench.training import cpu, race, scaling, throughput
 from bench.training.contenders import (
     LEARNING_RATE,
     TOY,
@@ -32,6 +32,7 @@ from bench.training.contenders import (
 )
 from bench.training.profile import Operator, kind, percent_by_kind, shares
 from bench.training.scaling import Grid
+from titn.kernels.common import native
 
 CPU = torch.device("cpu")
 AT = Setting(CPU, small=True)
@@ -241,6 +242,24 @@ def test_a_bad_number_is_one_line(option: str, capsys: pytest.CaptureFixture[str
         throughput.main([option, "0"])
     assert stop.value.code == 2
     assert capsys.readouterr().err == f"error: {option} must be at least 1, not 0\n"
+
+
+# The CPU
+
+
+def test_the_race_on_a_cpu_writes_what_it_measured(tmp_path: Path) -> None:
+    cpu.main(["--dry-run", "--rounds", "2", "--threads", "1", "--batch-sizes", "2", "--out", str(tmp_path)])
+    (file,) = tmp_path.rglob("*.json")
+    content = json.loads(file.read_text())
+    section = content["sections"]["cpu"]
+    assert content["finished"] and section["path"] == (native.path() or native.ABSENT)
+    assert [row["work"] for row in section["rows"]] == [work for work in ("training", "prediction") for _ in range(6)]
+    for row in section["rows"]:
+        assert "reason" not in row or "compiler" in row["reason"], row
+        assert (row["percent_of_product_rate"] is None) == row["contender"].startswith("timm")
+    names = {row["name"]: row for row in section["operations"]}
+    assert ("titn::inner_block_native_backward" in names) == (native.ABSENT is None)
+    assert names["aten::mm"]["floor_us"] > 0
 
 
 # Scaling

@@ -119,3 +119,6 @@ OPERATIONS = {
     "distillation_loss standardized": Operation(partial(_loss, kind="standardized"), _LOGITS, {}),
     "distillation_loss decoupled": Operation(partial(_loss, kind="decoupled"), _LOGITS, {}),
 }
+
+NATIVE_OPERATIONS = ("inner_block",)
+"""Those that the backend "native" has."""

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import pytest
 import torch
-from operations import OPERATIONS, Operation
+from operations import NATIVE_OPERATIONS, OPERATIONS, Operation
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from util import (
     CPU_ONLY,
     DEVICE,
+    HALF,
+    NEEDS_NATIVE,
     assert_at_most_twice_plain,
     assert_autocasts,
     assert_close,
@@ -23,10 +26,26 @@ from util import (
 )
 
 from titn.kernels import BackendUnavailable
+from titn.kernels.common import native
 
-every = pytest.mark.parametrize("operation", OPERATIONS.values(), ids=OPERATIONS)
 BLOCKS = [name for name in OPERATIONS if not name.startswith(("distillation", "short"))]
-blocks = pytest.mark.parametrize("operation", [OPERATIONS[name] for name in BLOCKS], ids=BLOCKS)
+
+
+def by_backend(names: Iterable[str]) -> pytest.MarkDecorator:
+    """The operations of these names, each by every backend that has it."""
+    cases = [pytest.param(OPERATIONS[name], "triton", id=name) for name in names]
+    cases += [
+        pytest.param(OPERATIONS[name], "native", id=f"{name} native", marks=NEEDS_NATIVE)
+        for name in names
+        if name in NATIVE_OPERATIONS
+    ]
+    return pytest.mark.parametrize(("operation", "backend"), cases)
+
+
+every = by_backend(OPERATIONS)
+blocks = by_backend(BLOCKS)
+NATIVE = [OPERATIONS[name] for name in NATIVE_OPERATIONS]
+each = pytest.mark.parametrize("operation", OPERATIONS.values(), ids=OPERATIONS)
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -45,16 +64,16 @@ class Recorded(TorchDispatchMode):
 
 @every
 @pytest.mark.parametrize("mixed", [False, True])
-def test_operators_pass_opcheck(operation: Operation, mixed: bool) -> None:
+def test_operators_pass_opcheck(operation: Operation, backend: str, mixed: bool) -> None:
     """Each operator that forward and backward call, with the arguments it gets: schema, fakes, autograd, AOT.
 
-    mixed: float16 products of float32 tensors, none of them contiguous.
+    mixed: 16-bit tokens of float32 tensors, none of them contiguous.
     """
     inputs, dy = operation.draw(), operation.gradient()
     if mixed:
         inputs, dy = [transposed_layout(t) for t in inputs], transposed_layout(dy) if dy.dim() else dy
-    with Recorded() as recorded, torch.autocast(DEVICE, torch.float16, enabled=mixed):
-        output_and_gradients(operation.by("triton"), inputs, dy)
+    with Recorded() as recorded, torch.autocast(DEVICE, HALF[backend], enabled=mixed):
+        output_and_gradients(operation.by(backend), inputs, dy)
     assert recorded.calls
     tests = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic")
     for operator, arguments in recorded.calls:
@@ -64,22 +83,22 @@ def test_operators_pass_opcheck(operation: Operation, mixed: bool) -> None:
 
 @every
 @pytest.mark.parametrize("dynamic", [False, True])
-def test_compiled_in_one_graph(operation: Operation, dynamic: bool) -> None:
+def test_compiled_in_one_graph(operation: Operation, backend: str, dynamic: bool) -> None:
     """Shapes may be free; PyTorch 2.14 cannot pass one free float (eps) to two autograd functions."""
     with torch._dynamo.config.patch(specialize_float=True):
-        assert_compiles(operation.by("triton"), operation.draw(), operation.gradient(), dynamic=dynamic)
+        assert_compiles(operation.by(backend), operation.draw(), operation.gradient(), dynamic=dynamic)
 
 
 @every
-def test_compiled_under_autocast(operation: Operation) -> None:
+def test_compiled_under_autocast(operation: Operation, backend: str) -> None:
     def step(*inputs: Tensor) -> Tensor:
-        with torch.autocast(DEVICE, torch.float16):
-            return operation.by("triton")(*inputs)
+        with torch.autocast(DEVICE, HALF[backend]):
+            return operation.by(backend)(*inputs)
 
     assert_compiles(step, operation.draw(), operation.gradient())
 
 
-@every
+@each
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_exported_with_a_free_batch(operation: Operation, dtype: torch.dtype) -> None:
     """One program for every batch: 2, 7, and 64, which the compiled form for CPUs looks for."""
@@ -104,64 +123,68 @@ def test_exported_with_a_free_batch(operation: Operation, dtype: torch.dtype) ->
 
 @blocks
 @pytest.mark.parametrize("backward_inside", [False, True])
-def test_autocast(operation: Operation, backward_inside: bool) -> None:
-    """Products in float16, gradients in the tensors' float32."""
+def test_autocast(operation: Operation, backend: str, backward_inside: bool) -> None:
+    """Tokens in 16 bits, gradients in the tensors' float32."""
     inputs = operation.draw()
-    with torch.no_grad(), torch.autocast(DEVICE, torch.float16):
-        dtype = operation.by("triton")(*inputs).dtype
+    with torch.no_grad(), torch.autocast(DEVICE, HALF[backend]):
+        dtype = operation.by(backend)(*inputs).dtype
     dy = operation.gradient(dtype)
-    assert_autocasts(operation.by("triton"), operation.by("torch"), inputs, dy, backward_inside=backward_inside)
+    fused, plain = operation.by(backend), operation.by("torch")
+    assert_autocasts(fused, plain, inputs, dy, HALF[backend], backward_inside=backward_inside)
 
 
 @every
 @pytest.mark.parametrize("parameters", [torch.bfloat16, torch.float32], ids=str)
-def test_bfloat16(operation: Operation, parameters: torch.dtype) -> None:
+def test_bfloat16(operation: Operation, backend: str, parameters: torch.dtype) -> None:
     """In bfloat16 throughout, and as under autocast with float32 parameters; four draws."""
     if parameters == torch.float32 and not operation.parameters:
         pytest.skip("there are no parameters")
     draws = [operation.draw(torch.bfloat16, parameters, seed) for seed in range(4)]
     dtype = torch.bfloat16 if operation.gradient().dim() else torch.float32
-    fused, plain = operation.by("triton"), operation.by("torch")
+    fused, plain = operation.by(backend), operation.by("torch")
     gradients = [operation.gradient(dtype, seed) for seed in range(4)]
     assert_at_most_twice_plain(fused, plain, draws, operation.names, gradients, products=torch.bfloat16)
 
 
 @every
-def test_gradients_of_gradients_are_refused(operation: Operation) -> None:
-    assert_once_differentiable(operation.by("triton"), operation.draw())
+def test_gradients_of_gradients_are_refused(operation: Operation, backend: str) -> None:
+    assert_once_differentiable(operation.by(backend), operation.draw())
 
 
 @every
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_two_runs_are_equal(operation: Operation, dtype: torch.dtype) -> None:
+def test_two_runs_are_equal(operation: Operation, backend: str, dtype: torch.dtype) -> None:
     if DEVICE != "cpu" and operation is OPERATIONS["outer_block of 80 tokens"]:
         pytest.skip("PyTorch's own attention may sum in any order")
-    assert_repeats(operation.by("triton"), operation.draw(dtype), operation.gradient())
+    if backend == "native" and dtype not in native.STORAGE:
+        pytest.skip("native operations store no float16")
+    assert_repeats(operation.by(backend), operation.draw(dtype), operation.gradient())
 
 
 @every
-def test_only_the_first_input_needs_a_gradient(operation: Operation) -> None:
+def test_only_the_first_input_needs_a_gradient(operation: Operation, backend: str) -> None:
     x, *others = operation.draw()
     x.requires_grad_()
     dy = operation.gradient()
-    found, expected = (
-        torch.autograd.grad(operation.by(backend)(x, *others), x, dy)[0] for backend in ("triton", "torch")
-    )
+    found, expected = (torch.autograd.grad(operation.by(each)(x, *others), x, dy)[0] for each in (backend, "torch"))
     assert_close(found, expected, 1e-5)
 
 
-@every
+@each
 @CPU_ONLY
-def test_auto_on_the_cpu_is_the_reference(operation: Operation) -> None:
+def test_auto_on_the_cpu(operation: Operation) -> None:
+    """Native code where there is some, else the reference."""
     inputs = operation.draw()
-    assert torch.equal(operation.by("auto")(*inputs), operation.by("torch")(*inputs))
+    is_native = operation in NATIVE and native.ABSENT is None
+    assert torch.equal(operation.by("auto")(*inputs), operation.by("native" if is_native else "torch")(*inputs))
 
 
-@every
+@each
 def test_backends_say_why_they_cannot_run(operation: Operation) -> None:
     inputs = operation.draw()
-    with pytest.raises(BackendUnavailable, match="no native kernel"):
-        operation.by("native")(*inputs)
+    if operation not in NATIVE:
+        with pytest.raises(BackendUnavailable, match="no native kernel"):
+            operation.by("native")(*inputs)
     with pytest.raises(ValueError, match=r"unknown backend 'cuda'; choose from auto, "):
         operation.by("cuda")(*inputs)
     with pytest.raises(BackendUnavailable, match="float64 is none of float32, float16, bfloat16"):
@@ -174,7 +197,7 @@ def test_backends_say_why_they_cannot_run(operation: Operation) -> None:
             operation.by("triton")(*tokens, *(p.to("meta") for p in parameters))
 
 
-@blocks
+@pytest.mark.parametrize("operation", [OPERATIONS[name] for name in BLOCKS], ids=BLOCKS)
 @pytest.mark.parametrize("backend", ["torch", "triton"])
 def test_weights_that_do_not_fit(operation: Operation, backend: str) -> None:
     for i, (name, shape) in enumerate(operation.parameters.items(), start=len(operation.tokens)):

@@ -15,6 +15,7 @@ from util import (
     BLOCK_NAMES,
     CPU_ONLY,
     DEVICE,
+    NEEDS_NATIVE,
     Function,
     assert_at_most_twice_plain,
     assert_close,
@@ -43,16 +44,21 @@ from titn.kernels.inner_block.reference import inner_block_innermost, inner_bloc
 make_inputs = partial(block_inputs, matrix_scale=0.3)
 
 
-def fused(heads: int) -> Function:
-    return lambda x, *w: inner_block(x, *weights(w), num_heads=heads, backend="triton")
+@pytest.fixture(params=["triton", pytest.param("native", marks=NEEDS_NATIVE)])
+def backend(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+def fused(heads: int, backend: str = "triton") -> Function:
+    return lambda x, *w: inner_block(x, *weights(w), num_heads=heads, backend=backend)
 
 
 def plain(heads: int) -> Function:
     return lambda x, *w: inner_block_reference(x, *weights(w), num_heads=heads)
 
 
-def check(inputs: list[Tensor | None], heads: int, gradient: Tensor | None = None) -> None:
-    assert_matches_float64(fused(heads), plain(heads), inputs, BLOCK_NAMES, gradient, contiguous=True)
+def check(inputs: list[Tensor | None], heads: int, backend: str = "triton", gradient: Tensor | None = None) -> None:
+    assert_matches_float64(fused(heads, backend), plain(heads), inputs, BLOCK_NAMES, gradient, contiguous=True)
 
 
 def test_reference_gradcheck() -> None:
@@ -72,8 +78,8 @@ def test_reference_equals_torch_modules() -> None:
     ("length", "channels", "heads"),
     [(16, 12, 4), (16, 12, 2), (4, 12, 4), (16, 24, 4), (16, 31, 1), (9, 12, 2), (33, 6, 1), (16, 16, 4)],
 )
-def test_float32(length: int, channels: int, heads: int) -> None:
-    check(make_inputs(5, length, channels), heads)
+def test_float32(length: int, channels: int, heads: int, backend: str) -> None:
+    check(make_inputs(5, length, channels), heads, backend)
 
 
 @pytest.mark.parametrize(
@@ -84,25 +90,25 @@ def test_float16(length: int, channels: int, heads: int) -> None:
 
 
 @pytest.mark.parametrize("sequences", [1, 3, 4])
-def test_sequence_counts_around_one_tile(sequences: int) -> None:
+def test_sequence_counts_around_one_tile(sequences: int, backend: str) -> None:
     """Four tiles of one sequence each make a pass: one less, exactly, and (in `test_float32`) one more than a pass."""
-    check(make_inputs(sequences, 16, 12), 4)
+    check(make_inputs(sequences, 16, 12), 4, backend)
 
 
 @pytest.mark.parametrize("sequences", [15, 16, 17])
-def test_sequence_counts_around_one_packed_tile(sequences: int) -> None:
+def test_sequence_counts_around_one_packed_tile(sequences: int, backend: str) -> None:
     """Sequences of 4 tokens share a tile by fours."""
-    check(make_inputs(sequences, 4, 6, hidden=16), 2)
+    check(make_inputs(sequences, 4, 6, hidden=16), 2, backend)
 
 
-def test_more_sequences_than_a_grid_dimension_holds(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_more_sequences_than_a_grid_dimension_holds(monkeypatch: pytest.MonkeyPatch, backend: str) -> None:
     if DEVICE == "cpu":  # large tiles: the interpreter's time is one of passes, not of elements
         for (kernel, widths, arch), values in list(configurations.CONFIGURATIONS.items()):
             if kernel.startswith("inner_block") and widths == "16":
                 monkeypatch.setitem(
                     configurations.CONFIGURATIONS, (kernel, widths, arch), {**values, "num_warps": 2048}
                 )
-    check(make_inputs(65_537, 2, 4, hidden=16), 2)
+    check(make_inputs(65_537, 2, 4, hidden=16), 2, backend)
 
 
 @pytest.mark.parametrize("sequences", [8, 17])
@@ -112,29 +118,29 @@ def test_wide_sums_in_memory(sequences: int) -> None:
 
 
 @pytest.mark.parametrize("channels", [12, 40])
-def test_no_sequences(channels: int) -> None:
-    assert_takes_no_rows(fused(4), make_inputs(0, 16, channels))
+def test_no_sequences(channels: int, backend: str) -> None:
+    assert_takes_no_rows(fused(4, backend), make_inputs(0, 16, channels))
 
 
-def test_absent_parameters() -> None:
-    check(make_inputs(5, 16, 12, absent=BLOCK_BIASES), 4)
-    check(make_inputs(5, 16, 12, absent=("norm1_weight", "norm1_bias", "norm2_weight", "norm2_bias")), 4)
+def test_absent_parameters(backend: str) -> None:
+    check(make_inputs(5, 16, 12, absent=BLOCK_BIASES), 4, backend)
+    check(make_inputs(5, 16, 12, absent=("norm1_weight", "norm1_bias", "norm2_weight", "norm2_bias")), 4, backend)
 
 
 def test_parameters_wider_than_the_tokens() -> None:
     check(make_inputs(5, 16, 12, dtype=torch.float16, parameter_dtype=torch.float32), 4)
 
 
-def test_layouts() -> None:
+def test_layouts(backend: str) -> None:
     inputs = make_inputs(5, 16, 12)
     dy = randn(5, 16, 12, seed=3)
-    check(inputs, 4, transposed_layout(dy))
-    check(inputs, 4, expanded_gradient((5, 16, 12), torch.float32))
-    check([transposed_layout(present(inputs)[0]), *inputs[1:]], 4, dy)
+    check(inputs, 4, backend, transposed_layout(dy))
+    check(inputs, 4, backend, expanded_gradient((5, 16, 12), torch.float32))
+    check([transposed_layout(present(inputs)[0]), *inputs[1:]], 4, backend, dy)
 
 
 @pytest.mark.parametrize("factor", [10.0, 200.0])
-def test_large_scores(factor: float) -> None:
+def test_large_scores(factor: float, backend: str) -> None:
     """Saturated softmax: no worse than twice plain PyTorch in the same precision, and finite where it is one-hot."""
     inputs = make_inputs(4, 16, 12)
     qkv = BLOCK_NAMES.index("qkv_weight")
@@ -142,7 +148,7 @@ def test_large_scores(factor: float) -> None:
     dy = randn(4, 16, 12, seed=5)
     truth, true_gradients = output_and_gradients(plain(4), inputs, dy, torch.float64)
     eager, eager_gradients = output_and_gradients(plain(4), inputs, dy)
-    found, gradients = output_and_gradients(fused(4), inputs, dy)
+    found, gradients = output_and_gradients(fused(4, backend), inputs, dy)
     assert relative_error(found, truth) < 2 * relative_error(eager, truth)
     for actual, other, expected in together(gradients, eager_gradients, true_gradients):
         assert actual.isfinite().all()
@@ -150,6 +156,7 @@ def test_large_scores(factor: float) -> None:
             assert relative_error(actual, expected) < 2 * relative_error(other, expected) + 1e-6
 
 
+@pytest.mark.parametrize("backend", ["triton", pytest.param("native", marks=NEEDS_NATIVE)])
 @drawn(5)
 @given(
     sequences=st.integers(1, 9),
@@ -159,8 +166,10 @@ def test_large_scores(factor: float) -> None:
     hidden=st.integers(1, 40),
     absent=st.sets(st.sampled_from(BLOCK_BIASES)),
 )
-def test_drawn_shapes(sequences: int, length: int, heads: int, width: int, hidden: int, absent: set[str]) -> None:
-    check(make_inputs(sequences, length, heads * width, hidden=hidden, absent=tuple(absent)), heads)
+def test_drawn_shapes(
+    sequences: int, length: int, heads: int, width: int, hidden: int, absent: set[str], backend: str
+) -> None:
+    check(make_inputs(sequences, length, heads * width, hidden=hidden, absent=tuple(absent)), heads, backend)
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -191,7 +200,7 @@ def test_compiled_cpus_under_bfloat16_get_the_innermost_form(monkeypatch: pytest
 
         def run(x: Tensor | None = x, w: list[Tensor | None] = w) -> Tensor:
             with torch.autocast("cpu", torch.bfloat16):
-                return inner_block(present([x])[0], *weights(w), num_heads=4)
+                return inner_block(present([x])[0], *weights(w), num_heads=4, backend="torch")
 
         run()
         assert not used or used == [64]
@@ -200,17 +209,16 @@ def test_compiled_cpus_under_bfloat16_get_the_innermost_form(monkeypatch: pytest
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_eps_of_0(dtype: torch.dtype) -> None:
+def test_eps_of_0(dtype: torch.dtype, backend: str) -> None:
     """Rows that pad a tile have no variance: they add nothing, and nothing is not a number."""
     run = {
-        b: (lambda x, *w, b=b: inner_block(x, *weights(w), num_heads=4, eps=0.0, backend=b))
-        for b in ("triton", "torch")
+        b: (lambda x, *w, b=b: inner_block(x, *weights(w), num_heads=4, eps=0.0, backend=b)) for b in (backend, "torch")
     }
     for sequences, length, channels in ((1, 16, 12), (5, 3, 12), (9, 16, 40 if dtype == torch.bfloat16 else 24)):
         inputs = make_inputs(sequences, length, channels, dtype=dtype)
         dy = randn(sequences, length, channels, seed=99, dtype=dtype)
         exact = results(run["torch"], inputs, dy, torch.float64)
-        for actual, expected in together(results(run["triton"], inputs, dy), exact):
+        for actual, expected in together(results(run[backend], inputs, dy), exact):
             assert_close(actual, expected, 1e-5 if dtype == torch.float32 else 3e-2)
 
 
@@ -227,6 +235,15 @@ def test_triton_says_why_it_cannot_run(sizes: tuple[int, int, int], dtype: torch
     length, channels, heads = sizes
     with pytest.raises(BackendUnavailable, match=reason):
         fused(heads)(*make_inputs(1, length, channels, dtype=dtype))
+
+
+@NEEDS_NATIVE
+def test_native_says_why_it_cannot_run_or_is_not_taken() -> None:
+    with pytest.raises(BackendUnavailable, match="sequences of 65 are not within 1 to 64"):
+        fused(4, "native")(*make_inputs(1, 65, 12))
+    wide = make_inputs(2, 4, 64)
+    check(wide, 4, "native")
+    assert torch.equal(fused(4, "auto")(*wide), fused(4, "torch")(*wide))
 
 
 def test_what_no_gpu_holds_is_refused_there() -> None:

@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, Phase, settings
 from torch import Tensor
 
 from titn.kernels import AttentionWeights, MlpWeights
+from titn.kernels.common import native
 
 Function = Callable[..., Tensor]
 Inputs = Sequence[Tensor | None]
@@ -20,8 +21,14 @@ Inputs = Sequence[Tensor | None]
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 CPU_ONLY = pytest.mark.skipif(DEVICE != "cpu", reason="says what a machine without a CUDA device answers")
 
+NEEDS_NATIVE = pytest.mark.skipif(
+    DEVICE != "cpu" or native.ABSENT is not None, reason=native.ABSENT or "native operations were not run beside a GPU"
+)
+HALF = {"triton": torch.float16, "native": torch.bfloat16}
+"""A 16-bit dtype of each backend's tests: Triton's interpreter multiplies float16, native code stores bfloat16."""
+
 # Largest relative error (see `relative_error`) against the float64 reference on the same, already rounded inputs.
-TOLERANCE = {torch.float32: 1e-5, torch.float16: 4e-3}
+TOLERANCE = {torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 3.2e-2}
 
 
 def relative_error(actual: Tensor, expected: Tensor) -> float:
@@ -307,17 +314,23 @@ def assert_compiles(function: Function, inputs: Inputs, dy: Tensor, *, dynamic: 
 
 
 def assert_autocasts(
-    fused: Function, plain: Function, inputs: Inputs, dy: Tensor, *, backward_inside: bool = False
+    fused: Function,
+    plain: Function,
+    inputs: Inputs,
+    dy: Tensor,
+    dtype: torch.dtype = torch.float16,
+    *,
+    backward_inside: bool = False,
 ) -> None:
-    """Under float16 autocast the output and the gradients, in float32, are within float16's tolerance of float64.
+    """Under autocast to `dtype` the output and the gradients, in float32, are within its tolerance of float64.
 
     The output has the dtype of the incoming gradient `dy`, and an error above float32's tolerance: products were cast.
     backward_inside: the backward runs under autocast as well.
     """
-    cast = torch.autocast(DEVICE, torch.float16)(fused)
-    limit = TOLERANCE[torch.float16]
+    cast = torch.autocast(DEVICE, dtype)(fused)
+    limit = TOLERANCE[dtype]
     truth, true_gradients = output_and_gradients(plain, inputs, dy, torch.float64)
-    with torch.autocast(DEVICE, torch.float16, enabled=backward_inside):
+    with torch.autocast(DEVICE, dtype, enabled=backward_inside):
         output, gradients = output_and_gradients(cast, inputs, dy)
     assert output.dtype == dy.dtype
     assert_close(output, truth, limit, "output")

@@ -60,7 +60,8 @@ def accelerate(model: nn.Module, *, kernels: str = "auto") -> Acceleration:
 
     Args:
         model: on any device, in any floating dtype; no data is read.
-        kernels: "auto" (each operation's own choice, PyTorch where its Triton kernels cannot run), "torch" or "triton".
+        kernels: "auto" (each operation's own choice: its Triton kernels on a GPU, its native code on a CPU, PyTorch
+            where there is neither), "torch" or "triton".
             "triton" keeps what is too large for the kernels; where they cannot run for another reason (device, dtype),
             the forward pass raises BackendUnavailable.
 

@@ -19,6 +19,8 @@ from rich.text import Text
 
 from titn.errors import UserError
 from titn.kernels.common.backend import BackendUnavailable, installed, triton_reasons
+from titn.kernels.common.native import native_reasons
+from titn.kernels.common.native import path as native_path
 from titn.pipelines.make import BACKENDS, Backend, choose_backend
 
 if TYPE_CHECKING:
@@ -79,8 +81,7 @@ def select(config: RunConfig) -> Switches:
     pipeline = _select_pipeline(config, device)
     where = Switch("device", describe(device), device.type == "cuda")
     rows = (where, amp_row, compiled, cuda_graph, kernels, pipeline, *cache)
-    asked = "torch" if config.fused_kernels == "auto" and not config.fast else config.fused_kernels
-    return Switches(device, amp, compiled.on, cuda_graph.on, asked, cast(Backend, pipeline.value), rows)
+    return Switches(device, amp, compiled.on, cuda_graph.on, _backend(config), cast(Backend, pipeline.value), rows)
 
 
 def select_device(name: str) -> torch.device:
@@ -241,12 +242,26 @@ def _select_pipeline(config: RunConfig, device: torch.device) -> Switch:
 
 
 def _select_kernels(config: RunConfig, device: torch.device) -> Switch:
+    """Triton on a GPU, native code on a CPU, torch elsewhere and where neither can run."""
     asked = config.fused_kernels
-    reasons = triton_reasons(torch.empty(0, device=device), asked)
-    if asked == "triton" and reasons:
-        raise UserError(f"--kernels triton cannot run here: {'; '.join(reasons)}")
-    if asked == "auto" and not config.fast:
-        return Switch("kernels", "torch", False, ("--fast takes the fastest that can run",))
     if asked == "torch":
         return Switch("kernels", "torch", False)
-    return Switch("kernels", "torch" if reasons else "triton", not reasons, tuple(f"triton: {why}" for why in reasons))
+    if asked == "auto" and not config.fast:
+        return Switch("kernels", "torch", False, ("--fast takes the fastest that can run",))
+    x = torch.empty(0, device=device)
+    reasons = {"triton": triton_reasons(x, asked), "native": native_reasons(x)}
+    if reasons.get(asked):
+        raise UserError(f"--kernels {asked} cannot run here: {'; '.join(reasons[asked])}")
+    tried = asked if asked != "auto" else "native" if device.type == "cpu" else "triton"
+    if reasons[tried]:
+        return Switch("kernels", "torch", False, tuple(f"{tried}: {why}" for why in reasons[tried]))
+    native = (f"{native_path()} code for the inner block, torch for the rest",) if tried == "native" else ()
+    return Switch("kernels", tried, True, native)
+
+
+def _backend(config: RunConfig) -> str:
+    """What the operations are asked for: of those for which there is no native code, auto takes PyTorch's."""
+    asked = config.fused_kernels
+    if asked == "auto":
+        return "auto" if config.fast else "torch"
+    return "auto" if asked == "native" else asked

@@ -64,7 +64,7 @@ def test_the_command_prints_one_line_and_leaves_with_2(tmp_path: Path) -> None:
         ({"image_size": 30}, "30"),
         ({"device": "cuda:99"}, "cuda:99"),
         ({"device": "toaster"}, "toaster"),
-        ({"kernels": "native"}, "--kernels must be one of auto, torch, triton, not 'native'"),
+        ({"kernels": "cuda"}, "--kernels must be one of auto, torch, triton, native, not 'cuda'"),
         ({"amp": "fp16"}, "--amp fp16"),
         ({"cuda_graph": "on"}, "--cuda-graph on"),
         ({"limit_train": 10**6}, "10"),

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from sklearn.datasets import load_digits
 from titn.config import TeacherConfig, TrainConfig
 from titn.errors import UserError
 from titn.evaluate import evaluate
+from titn.kernels.common import native
 from titn.train import train
 from titn.training import checkpoint, switches
 from titn.training.run import Run, RunInUse
@@ -252,6 +254,27 @@ def test_the_form_of_compilation_is_said() -> None:
     (row,) = (row for row in switches.select(SMALL.changed(compile="on")).rows if row.name == "compile")
     assert (row.value, row.on) == ("on", True)
     assert "block by block" in row.reasons[0]
+
+
+def kernels_row(chosen: switches.Switches) -> switches.Switch:
+    return next(row for row in chosen.rows if row.name == "kernels")
+
+
+@pytest.mark.skipif(native.ABSENT is not None, reason=str(native.ABSENT))
+@pytest.mark.parametrize("asked", [{"fast": True}, {"kernels": "native"}])
+def test_fast_takes_native_code_on_a_cpu(asked: dict[str, Any]) -> None:
+    chosen = switches.select(SMALL.changed(compile="off", device="cpu", **asked))
+    assert (kernels_row(chosen).value, kernels_row(chosen).on, chosen.kernels) == ("native", True, "auto")
+    assert kernels_row(chosen).reasons == (f"{native.path()} code for the inner block, torch for the rest",)
+
+
+def test_the_absence_of_native_code_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native, "ABSENT", "no C++ compiler was found")
+    chosen = switches.select(SMALL.changed(fast=True, compile="off", device="cpu"))
+    assert (kernels_row(chosen).value, kernels_row(chosen).on, chosen.kernels) == ("torch", False, "auto")
+    assert kernels_row(chosen).reasons == ("native: no C++ compiler was found",)
+    with pytest.raises(UserError, match="--kernels native cannot run here: no C"):
+        switches.select(SMALL.changed(kernels="native", device="cpu"))
 
 
 def test_gradients_do_not_add_up_in_a_cuda_graph() -> None:

@@ -1,0 +1,144 @@
+"""The native backend: a C++ library for CPUs (csrc/), built by CMake when the package is installed, loaded with ctypes.
+
+Its operations run on PyTorch's own threads and so on as many as `torch.set_num_threads` says; their results are the
+same on any number of them.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+FOLDER = Path(__file__).resolve().parents[1] / "_native"
+LIBRARY = FOLDER / "libtitn.so"
+NOT_BUILT = FOLDER / "not_built.txt"
+"""Written by setup.py where it could not build the library: why not, in one line."""
+STORAGE = (torch.float32, torch.bfloat16)
+"""What tokens may be stored in; sums are float32."""
+PATHS = ("generic", "avx2", "avx512")
+"""Instruction sets that the library may have been compiled for, the slowest first."""
+
+Pointer = ctypes.c_void_p
+
+
+class InnerBlock(ctypes.Structure):
+    """`InnerBlock` of csrc/titn.h."""
+
+    _fields_ = (
+        ("parallel_for", Pointer),
+        ("sequences", ctypes.c_int64),
+        ("length", ctypes.c_int32),
+        ("channels", ctypes.c_int32),
+        ("heads", ctypes.c_int32),
+        ("hidden", ctypes.c_int32),
+        ("bf16", ctypes.c_int32),
+        ("eps", ctypes.c_float),
+        ("weights", ctypes.POINTER(Pointer)),
+    )
+
+
+_SIGNATURES: dict[str, tuple[type, int]] = {
+    "titn_inner_block_forward": (InnerBlock, 3),
+    "titn_inner_block_backward": (InnerBlock, 5),
+}
+"""Entry points: what they are told, and how many addresses follow."""
+
+
+def load(path: Path) -> ctypes.CDLL:
+    """The library at `path`, its entry points declared.
+
+    Raises:
+        OSError: it is not there, or not for this machine.
+        AttributeError: it is of another version.
+    """
+    library = ctypes.CDLL(str(path))
+    for name, (told, addresses) in _SIGNATURES.items():
+        function = getattr(library, name)
+        function.argtypes = [ctypes.POINTER(told), *[Pointer] * addresses]
+        function.restype = ctypes.c_int
+    library.titn_path.restype = ctypes.c_char_p
+    library.titn_take_path.argtypes = [ctypes.c_char_p]
+    library.titn_take_path.restype = ctypes.c_int
+    return library
+
+
+def _load() -> tuple[ctypes.CDLL | None, int | None, str | None]:
+    """The library, the address of PyTorch's parallel loop, and why the backend is absent."""
+    if not LIBRARY.is_file():
+        why = NOT_BUILT.read_text().strip() if NOT_BUILT.is_file() else "pip install has not built it"
+        return None, None, f"the native library is absent: {why}"
+    try:
+        library = load(LIBRARY)
+    except (OSError, AttributeError) as error:
+        return None, None, f"the native library does not load ({error}): install the package again"
+    try:
+        loop = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so")).torch_parallel_for
+    except (OSError, AttributeError):
+        return None, None, f"PyTorch {torch.__version__} lends no threads (torch_parallel_for)"
+    return library, ctypes.cast(loop, Pointer).value, None
+
+
+_library, _parallel_for, ABSENT = _load()
+"""ABSENT: why the backend is not there, or None."""
+
+
+def native_reasons(x: Tensor, *others: Tensor | None, dtype: torch.dtype | None = None) -> list[str]:
+    """Why native operations cannot run on x and the other tensors with tokens stored in `dtype` (None: that of x)."""
+    if ABSENT is not None:
+        return [ABSENT]
+    present = [x, *(t for t in others if t is not None)]
+    if not x.is_cpu:
+        return [f"the tensor is on {x.device.type}, native operations run on CPUs"]
+    if torch.compiler.is_exporting() or torch.jit.is_tracing():
+        return ["an exported program must run without this package"]
+    kind = x.dtype if dtype is None else dtype
+    reasons = [] if kind in STORAGE else [f"{kind} is none of float32, bfloat16"]
+    unknown = [t.dtype for t in present if not t.dtype.is_floating_point or t.dtype is torch.float64]
+    reasons += [f"{unknown[0]} is none of float32, float16, bfloat16"] if unknown and not reasons else []
+    if not all(t.is_cpu for t in present):
+        reasons.append("the tensors are on different devices")
+    return reasons
+
+
+def path() -> str | None:
+    """The instruction set in use, one of PATHS; None where the backend is absent."""
+    return None if _library is None else _library.titn_path().decode()
+
+
+@contextmanager
+def on_path(name: str) -> Iterator[None]:
+    """Within, operations take the code compiled for another instruction set.
+
+    Raises:
+        ValueError: the library or this CPU lacks it.
+    """
+    before = path()
+    if _library is None or before is None or not _library.titn_take_path(name.encode()):
+        raise ValueError(f"the native library or this CPU has no path {name!r}")
+    try:
+        yield
+    finally:
+        _library.titn_take_path(before.encode())
+
+
+def addresses(tensors: Sequence[Tensor | None]) -> Any:
+    """An array of the addresses of the tensors' data, null where one is absent."""
+    return (Pointer * len(tensors))(*(None if t is None else t.data_ptr() for t in tensors))
+
+
+def call(name: str, told: ctypes.Structure, *tensors: Tensor | Any | None) -> None:
+    """The entry point `titn_<name>` with these tensors, which must be contiguous, or arrays of addresses.
+
+    Raises:
+        MemoryError: there was none left.
+    """
+    told.parallel_for = _parallel_for
+    given = (t.data_ptr() if isinstance(t, Tensor) else t for t in tensors)
+    if getattr(_library, f"titn_{name}")(ctypes.byref(told), *given):
+        raise MemoryError(f"{name}: no memory left for scratch space")
