@@ -133,7 +133,7 @@ def throughput(data: Data) -> Figure | None:
 
 
 def waterfall(data: Data) -> Figure | None:
-    """Images per second after each switch, from top to bottom."""
+    """Images per second after each switch, from top to bottom, with the loss that the training came to."""
     rows = [row for row in data["waterfall"]["rows"] if "images_per_second" in row]
     if not rows:
         return None
@@ -143,14 +143,14 @@ def waterfall(data: Data) -> Figure | None:
     for place, (row, stat) in enumerate(zip(rows, stats, strict=True)):
         colour = THEIRS[1] if not is_ours(row["name"]) else GREY if place == 0 else OURS[1]
         axes.barh(place, stat["median"], 0.7, color=colour)
-        gain = f"  {stat['median']:,.0f}  ({stat['median'] / stats[0]['median']:.2f}x)"
+        gain = f"  {stat['median']:,.0f}  ({stat['median'] / stats[0]['median']:.2f}x), loss {row['loss']:.4f}"
         axes.text(max(stat["median"], stat["high"]), place, gain, va="center")
     axes.errorbar(
         [stat["median"] for stat in stats], range(len(rows)), xerr=reach(stats), fmt="none", color=INK, elinewidth=1
     )
     axes.set_yticks(range(len(rows)), [row["name"] for row in rows])
     axes.invert_yaxis()
-    axes.set_xlim(0, 1.25 * max(stat["high"] for stat in stats))
+    axes.set_xlim(0, 1.4 * max(stat["high"] for stat in stats))
     axes.set_xlabel("training images per second")
     axes.xaxis.set_major_formatter(thousands())
     axes.grid(axis="x")
