@@ -16,8 +16,8 @@ import torch
 from rich.console import Console
 
 from bench.record import RESULTS, Record
+from bench.report.chapters import CHAPTERS
 from bench.report.render import show
-from bench.report.sections import CHAPTERS
 from titn.errors import OneLineParser, UserError
 from titn.kernels.common.backend import installed, interpreting
 from titn.training.switches import native_bfloat16, select_device

@@ -17,11 +17,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from bench.report.chapters import CHAPTERS
 from bench.report.charts import drawable, fingerprint, svg
 from bench.report.numbers import interval95, number, times
 from bench.report.render import NONE, Table, cell, markdown
 from bench.report.results import Device, Found, read_results
-from bench.report.sections import CHAPTERS, fast_throughput, kernel_gain, timed
+from bench.report.sections import fast_throughput, kernel_gain, timed
 from titn.errors import OneLineParser, UserError, command
 from titn.files import write_atomic
 from titn.provenance import ROOT

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.record import label
-from bench.report.sections import CHAPTERS
+from bench.report.chapters import CHAPTERS
 from titn.errors import UserError
 
 SECTIONS = (*CHAPTERS, "harvest", "tune")

@@ -1,4 +1,4 @@
-"""The sections of result files: what each compares with what, its columns, and what its rows have in common.
+"""The sections of result files as tables: what each compares with what, its columns, what its rows have in common.
 
 A view takes a section's data and gives the blocks that `bench.report.render` prints or writes.
 """
@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from bench.report.numbers import gibibytes, interval95, number, percent, quotient, seconds, spread, times
@@ -106,7 +105,7 @@ def _measured(data: Row) -> list[Row]:
     return [row for row in data["rows"] if "images_per_second" in row]
 
 
-def _throughput(data: Row) -> list[Block]:
+def throughput(data: Row) -> list[Block]:
     columns: Columns = [
         ("images per step:", lambda row: f"{row['batch_size']:,}"),
         ("contender", lambda row: row["contender"]),
@@ -120,7 +119,7 @@ def _throughput(data: Row) -> list[Block]:
     return [Table.of(_measured(data), columns), LeftOut.of("Not measured", left)]
 
 
-def _waterfall(data: Row) -> list[Block]:
+def waterfall(data: Row) -> list[Block]:
     rows = _measured(data)
     columns: Columns = [
         ("step", lambda row: row["name"]),
@@ -145,7 +144,7 @@ def _waterfall(data: Row) -> list[Block]:
     return [*words, Table.of(rows, columns), LeftOut.of("Not measured", left)]
 
 
-def _pipelines(data: Row) -> list[Block]:
+def pipelines(data: Row) -> list[Block]:
     columns: Columns = [
         ("source", lambda row: row["source"]),
         ("images per batch:", lambda row: f"{row['batch_size']:,}"),
@@ -167,7 +166,7 @@ def _apart(pair: str, row: Row) -> str:
     return f"mean {found['mean']:.1g}, {share:.2g}% off by more than 2, at most {found['largest']:.2g}"
 
 
-def _parity(data: Row) -> list[Block]:
+def parity(data: Row) -> list[Block]:
     pairs = dict.fromkeys(pair for row in data["rows"] for pair in row["differences"])
     columns: Columns = [
         ("what", lambda row: row["kind"]),
@@ -179,7 +178,7 @@ def _parity(data: Row) -> list[Block]:
     return [Table.of(data["rows"], columns, title), LeftOut.of("Not compared", left)]
 
 
-def _cpu(data: Row) -> list[Block]:
+def cpu(data: Row) -> list[Block]:
     columns: Columns = [
         ("threads:", lambda row: str(row["threads"])),
         ("images per step:", lambda row: f"{row['batch_size']:,}"),
@@ -212,7 +211,7 @@ def _axis(row: Row) -> str:
     return str(row["axis"]).replace("_", " ")
 
 
-def _scaling(data: Row) -> list[Block]:
+def scaling(data: Row) -> list[Block]:
     rows = _measured(data)
     columns: Columns = [
         ("axis", _axis),
@@ -247,7 +246,7 @@ def _scaling(data: Row) -> list[Block]:
     return [Table.of(rows, columns), *words, LeftOut.of("Not measured", left)]
 
 
-def _ceilings(data: Row) -> list[Block]:
+def ceilings(data: Row) -> list[Block]:
     rows = [("copy, GB/s", data["copy_gb_per_s"])]
     rows += [(f"{name} product, TFLOP/s", stat) for name, stat in data["product_tflops"].items()]
 
@@ -276,7 +275,7 @@ def _verdict(row: Row | None) -> str:
     return words + ("" if largest is None else f", {largest:.1e}")
 
 
-def _correctness(data: Sequence[Row]) -> list[Block]:
+def correctness(data: Sequence[Row]) -> list[Block]:
     cases: dict[tuple[str, str], dict[str, Row]] = {}
     for row in data:
         cases.setdefault((row["operation"], row["case"]), {})[row["dtype"]] = row
@@ -290,7 +289,7 @@ def _correctness(data: Sequence[Row]) -> list[Block]:
     return [Table.of(cases.items(), columns), LeftOut.of("Skipped", left)]
 
 
-def _kernels(data: Sequence[Row]) -> list[Block]:
+def kernels(data: Sequence[Row]) -> list[Block]:
     """One line per case: ours against the fastest rival; every row and every refusal folded away below."""
     groups = timed(data)
     lines = [
@@ -356,7 +355,7 @@ def _kernels(data: Sequence[Row]) -> list[Block]:
     return blocks
 
 
-def _step_profile(data: Row) -> list[Block]:
+def step_profile(data: Row) -> list[Block]:
     columns: Columns = [
         ("kernel", lambda row: f"`{shorten(row['name'], 80)}`"),
         ("us:", lambda row: number(row["us"])),
@@ -367,7 +366,7 @@ def _step_profile(data: Row) -> list[Block]:
     return [whole, Table.of(data["rows"], columns)]
 
 
-def _launches(data: Row) -> list[Block]:
+def launches(data: Row) -> list[Block]:
     columns: Columns = [
         ("of", lambda row: row["case"]),
         ("as", lambda row: row["way"]),
@@ -378,7 +377,7 @@ def _launches(data: Row) -> list[Block]:
     return [Table.of(data["rows"], columns)]
 
 
-def _accuracy(sections: Sequence[Row]) -> list[Block]:
+def accuracy(sections: Sequence[Row]) -> list[Block]:
     def reached(runs: Sequence[Row]) -> str:
         ends = [run["seconds_to_target"] for run in runs if run["seconds_to_target"] is not None]
         return f"{min(ends):,.0f} to {max(ends):,.0f}, in {len(ends)} of {len(runs)} runs" if ends else "not reached"
@@ -414,7 +413,7 @@ def _accuracy(sections: Sequence[Row]) -> list[Block]:
     return [Table.of(pairs, columns), Table.of(runs, run_columns, f"All {len(runs)} runs")]
 
 
-def _bank(data: Row) -> list[Block]:
+def bank(data: Row) -> list[Block]:
     def difference(row: Row) -> str:
         pair = row["to_fresh"]
         if pair is None:
@@ -439,129 +438,3 @@ def _bank(data: Row) -> list[Block]:
         f"Teacher: {teacher['name']}, {100 * teacher['top1']:.2f}%."
     )
     return [words, Table.of(data["rows"], columns)]
-
-
-@dataclass(frozen=True)
-class Chapter:
-    """A section of the result files as a chapter of the page: title, words, view, and its picture, if it has one."""
-
-    title: str
-    text: str
-    view: Callable[[Any], list[Block]]
-    picture: str | None = None
-
-
-CHAPTERS = {
-    "throughput": Chapter(
-        "Training against timm's TNT",
-        "Whole training steps: forward, loss, backward and optimiser on one fixed batch that lies on the device. "
-        "The rival is timm's TNT at the same sizes, with the same batch and loss, in every form that PyTorch "
-        "offers; it has one token and one head less than TITN. Steps of all contenders are interleaved (A B A B),"
-        " so that a drifting machine moves all alike. The ratio compares, round by round, with the fastest of "
-        "timm's forms at that batch; where its interval spans 1, no difference is claimed. First steps are timed in "
-        "new processes, with empty compile caches and again with full ones.",
-        _throughput,
-        "throughput",
-    ),
-    "waterfall": Chapter(
-        "One switch after another",
-        "Short trainings from the same seed on the same images, from the plain reference to everything that `--fast` "
-        "switches on: each line adds one switch to the line above. The time is that of pipeline, teacher and step; "
-        "evaluation and checkpoints are left out. All take the same number of steps, and beside each speed stands the "
-        "loss at their end, which no switch may cost. Where the interval of a ratio spans 1, no difference is claimed.",
-        _waterfall,
-        "waterfall",
-    ),
-    "pipelines": Chapter(
-        "Making batches",
-        "Augmented images per second, with nothing else running: random crop, flip, AutoAugment, CutMix and "
-        "normalisation, from stored bytes to the batch that a network takes. The rivals draw AutoAugment in their own "
-        "way: timm has ImageNet's policy only, kornia one sub-policy per batch.",
-        _pipelines,
-    ),
-    "parity": Chapter(
-        "Are the pixels torchvision's?",
-        "The same rows of a plan through torchvision on Pillow images, the torch pipeline and the others: operations "
-        "with all magnitudes and signs of AutoAugment, both operations of each sub-policy, and all else that is done "
-        "to images. Compared are bytes; MixUp makes none, so that its values are compared, in units of a byte.",
-        _parity,
-    ),
-    "cpu": Chapter(
-        "On a CPU",
-        "Training steps and predictions on one thread and on all, with native code and without, against timm's TNT "
-        "eager, compiled as a whole and block by block. All of one line's threads, images and work took turns, one "
-        "large matrix product among them; the share of its rate counts the operations that the network needs. The "
-        "second table is one training step with native code, by operation, as torch.profiler sees it: a floor is an "
-        "operation's own arithmetic at the rate of the large product.",
-        _cpu,
-    ),
-    "scaling": Chapter(
-        "Scaling",
-        "Training speed and memory as one size changes and the others stay as they are in the paper. The product "
-        "ceiling is the rate of one large matrix product. A step's share of it is the time it spends in products, "
-        "attention or fused kernels (a profile's share) times the rate while there: small matrices run below the "
-        "ceiling. The other time goes into element-wise work (normalisation, activations, casts and copies, bound by "
-        "memory), the optimiser, or the rest: on a GPU waiting for work, on a CPU Python, autograd and the compiler's "
-        "checks.",
-        _scaling,
-        "scaling",
-    ),
-    "ceilings": Chapter(
-        "Ceilings of the device",
-        "What this very device reaches: bytes per second (read and written) of a large copy, and operations per "
-        "second of one large matrix product in each precision. All floors and percentages below are against "
-        "these.",
-        _ceilings,
-    ),
-    "correctness": Chapter(
-        "Kernels: are they right?",
-        "Output and every gradient of each kernel against float64. Right means: the error is at most twice that "
-        "of plain PyTorch in the same precision, or below 1e-5, and two runs are equal bit by bit. Gradients of short "
-        "vectors are judged together, since the error of twelve numbers is a matter of luck. The number is the largest "
-        "relative error of the case. A kernel that is wrong is timed all the same, and says so.",
-        _correctness,
-    ),
-    "kernels": Chapter(
-        "Kernels: how fast?",
-        "Each operation at the sizes of a training step, ours against the fastest of the alternatives: eager "
-        "PyTorch, `torch.compile`, the backends of `scaled_dot_product_attention`, xformers and others where they"
-        " are installed. Times are of a CUDA graph where there is one, so without the cost of launching; brackets"
-        " hold the tenth and the ninetieth percentile, and of a ratio what follows from them; where they span 1, no "
-        'difference is claimed. "Of the floor" is the larger of two least times, of moving the bytes and of doing the '
-        "arithmetic at the ceilings above, as a share of the time taken: 100% cannot be beaten. In the picture our "
-        "kernels are filled and joined by a thin line with the fastest rival, which is hollow; on a CPU there are "
-        "rivals only.",
-        _kernels,
-        "roofline",
-    ),
-    "launches": Chapter(
-        "Kernel launches",
-        "How many kernels a forward and a backward start, counted without a GPU. Eager: PyTorch operations that "
-        "compute. Compiled: what torch.compile's CPU back end generates and calls; on a GPU it may fuse a little "
-        "differently. Fused: kernels that Triton's interpreter starts, and PyTorch operations beside them. Under "
-        "autocast, casts of the weights come on top everywhere. The optimiser's step is not counted.",
-        _launches,
-    ),
-    "step_profile": Chapter(
-        "Where a step goes",
-        "One training step with every fast part on, by kernel, as torch.profiler sees it.",
-        _step_profile,
-        "step_profile",
-    ),
-    "accuracy": Chapter(
-        "Accuracy",
-        "Top-1 of the last epoch, never of the best one. The development split is a part of the training set, "
-        "held out for choices; the test split is the data set's own test set. The interval is that of the mean "
-        "over seeds. Where settings were tried on a development split, each is listed by what distinguishes it.",
-        _accuracy,
-        "accuracy",
-    ),
-    "bank": Chapter(
-        "Repeating a few epochs of augmentation",
-        "`--bank K` repeats the augmentation of K epochs in turn, so that K stored epochs of the teacher's answers "
-        "serve any number. Each row trains the same student from the same teacher for the same number of steps; only K "
-        "and the seed differ. Differences are taken seed by seed, in points of top-1; the interval is Student's t.",
-        _bank,
-    ),
-}
-"""In the order of the page, by section of the result files; its view takes that section, of "accuracy" a list."""

@@ -15,11 +15,11 @@ from rich.console import Console
 
 from bench.record import Record, describe_device, label
 from bench.report import page as report
+from bench.report.chapters import CHAPTERS
 from bench.report.charts import DRAWINGS, fingerprint, svg
 from bench.report.numbers import times
 from bench.report.render import LeftOut, Table, markdown, show
 from bench.report.results import read_results
-from bench.report.sections import CHAPTERS
 from titn.provenance import ROOT
 
 GPU = {
