@@ -116,6 +116,8 @@ class ScheduleSettings(_Subject):
     """parts of a batch, one after another in one step: its result in less memory, but for batch norm and dropout"""
     average: Fraction = 0.0
     """share that a running average of the weights keeps per step, e.g. 0.999; tested beside them; 0: no average"""
+    eval_every: Whole = 1
+    """epochs from one evaluation to the next; the last epoch is always evaluated"""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """of initialisation, order and augmentation"""
 

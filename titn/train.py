@@ -110,6 +110,7 @@ def train(config: RunConfig, *, console: Console | None = None, dataset: Dataset
             console=console,
             program=config.program,
             plan_epoch=config.plan_epoch,
+            eval_every=config.eval_every,
         )
         trainer.resume()
         try:

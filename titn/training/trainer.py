@@ -46,6 +46,7 @@ class Trainer:
         spec: what is stored beside the weights.
         targets: the teacher's answers; None: no distillation.
         plan_epoch: gives for an epoch, from 0, the one whose plan it has; by default its own.
+        eval_every: epochs from one evaluation to the next; the last epoch is always evaluated.
         pipeline: makes the batches of the training images.
         console: where progress goes.
         program: the command that resumes the run, for messages.
@@ -66,8 +67,9 @@ class Trainer:
         console: Console,
         program: str,
         plan_epoch: Callable[[int], int] = lambda epoch: epoch,
+        eval_every: int = 1,
     ) -> None:
-        self.plan_epoch = plan_epoch
+        self.plan_epoch, self.eval_every = plan_epoch, eval_every
         self.run, self.step, self.schedule, self.dataset = run, step, schedule, dataset
         self.augmentation, self.seed, self.spec, self.targets = augmentation, seed, spec, targets
         self.pipeline, self.device, self.console = pipeline, pipeline.device, console
@@ -196,11 +198,8 @@ class Trainer:
         return logits
 
     def _end_epoch(self, rate: float) -> None:
-        """Evaluate, log the epoch and save a checkpoint; the best epoch is that on the validation split, if any."""
-        progress, dataset = self.progress, self.dataset
-        labels = torch.from_numpy(dataset.test_labels)
-        logits = self._evaluate()
-        test = classification_metrics(logits, labels)
+        """Evaluate if it is time to, log the epoch and save a checkpoint."""
+        progress = self.progress
         loss, top1, agreement = self._means()
         epoch = progress.epoch + 1
         line: dict[str, Any] = {
@@ -208,15 +207,41 @@ class Trainer:
             "loss": loss,
             "train_top1": top1,
             "teacher_agreement": agreement if self.targets is not None else None,
-            "test_loss": F.cross_entropy(logits, labels).item(),
-            "test_top1": test["top1"],
-            "test_top5": test["top5"],
+            "test_loss": None,
+            "test_top1": None,
+            "test_top5": None,
             "lr": self.schedule.rate(self.steps_done - 1),
             "images_per_second": rate,
             "teacher_seconds": self._teacher_seconds if self.targets is not None else None,
-            "seconds": time.perf_counter() - self._began,
         }
-        judged, words = test["top1"], f"test {test['top1']:.2%}"
+        self.logits, words = None, ""
+        if epoch % self.eval_every == 0 or epoch == self.schedule.epochs:
+            measured, judged, words = self._measure()
+            line |= measured
+            if judged > progress.best_top1:
+                progress.best_top1, progress.best_epoch = judged, epoch
+        line["seconds"] = time.perf_counter() - self._began
+        self.run.log(line)
+        progress.epoch, progress.step, progress.epoch_images, progress.epoch_sums = epoch, 0, 0, [0.0, 0.0, 0.0]
+        self._save()
+        left = line["seconds"] / epoch * (self.schedule.epochs - epoch)
+        text = (
+            f"epoch {epoch}/{self.schedule.epochs}  loss {loss:.4f}  train {top1:.1%}  {words}"
+            f"{rate:,.0f} images/s  {_clock_time(left)} left"
+        )
+        self.console.print(Text(text), soft_wrap=True)
+
+    def _measure(self) -> tuple[dict[str, float], float, str]:
+        """Scores for metrics.jsonl, the accuracy that chooses the best epoch (validation's, if any), and words."""
+        dataset = self.dataset
+        logits, labels = self._evaluate(), torch.from_numpy(dataset.test_labels)
+        test = classification_metrics(logits, labels)
+        line = {
+            "test_loss": F.cross_entropy(logits, labels).item(),
+            "test_top1": test["top1"],
+            "test_top5": test["top5"],
+        }
+        judged, words = test["top1"], f"test {test['top1']:.2%}  "
         if dataset.val_images is not None and dataset.val_labels is not None:
             split = (dataset.val_images, dataset.val_labels)
             answers = self._finite(evaluation_logits(self.step.module, dataset, *split, self.device))
@@ -226,18 +251,8 @@ class Trainer:
         if self._averaged is not None:
             answers = self._finite(test_logits(self._averaged, dataset, self.device))
             line["test_top1_average"] = classification_metrics(answers, labels)["top1"]
-            words += f"  averaged {line['test_top1_average']:.2%}"
-        self.run.log(line)
-        progress.epoch, progress.step, progress.epoch_images, progress.epoch_sums = epoch, 0, 0, [0.0, 0.0, 0.0]
-        if judged > progress.best_top1:
-            progress.best_top1, progress.best_epoch = judged, epoch
-        self._save()
-        left = line["seconds"] / epoch * (self.schedule.epochs - epoch)
-        text = (
-            f"epoch {epoch}/{self.schedule.epochs}  loss {loss:.4f}  train {top1:.1%}  {words}  "
-            f"{rate:,.0f} images/s  {_clock_time(left)} left"
-        )
-        self.console.print(Text(text), soft_wrap=True)
+            words += f"averaged {line['test_top1_average']:.2%}  "
+        return line, judged, words
 
     def _means(self) -> list[float]:
         return [each / max(self.progress.epoch_images, 1) for each in self.progress.epoch_sums]

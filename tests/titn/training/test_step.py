@@ -176,3 +176,16 @@ def test_a_damaged_average_is_refused(tmp_path: Path) -> None:
     path.write_bytes(data)
     with pytest.raises(UserError, match=r"average\.safetensors is damaged"):
         train(TrainConfig(resume=str(run.folder)), console=QUIET)
+
+
+def test_evaluation_may_be_rarer_and_changes_nothing_else(tmp_path: Path) -> None:
+    often, rarely = (
+        train(SMALL.changed(runs_dir=tmp_path, name=f"every-{count}", epochs=3, eval_every=count), console=QUIET)
+        for count in (1, 2)
+    )
+    each, some = (Run(Path(result.run)).metrics() for result in (often, rarely))
+    assert [line["test_top1"] is None for line in some] == [True, False, False]
+    for mine, theirs in zip(some, each, strict=True):
+        assert mine["loss"] == theirs["loss"] and mine["test_top1"] in (None, theirs["test_top1"])
+    assert rarely.top1 == often.top1
+    assert rarely.best_top1 == max(line["test_top1"] for line in each[1:])
