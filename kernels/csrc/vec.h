@@ -8,7 +8,9 @@
 #if defined(__AVX2__)
 #include <immintrin.h>
 #endif
-#if defined(__AVX512F__)
+#if defined(TITN_LANES)  // for tests: AVX-512's lanes on any processor
+#define VL TITN_LANES
+#elif defined(__AVX512F__)
 #define VL 16
 #elif defined(__AVX2__)
 #define VL 8

@@ -192,11 +192,27 @@ def test_on_an_emulated_arm_processor(tmp_path: Path) -> None:
     run("cmake", "-S", ROOT, "-B", tmp_path, *options)
     assert "warning" not in run("cmake", "--build", tmp_path)
     arm = build_driver(ARM, tmp_path, tmp_path / "arm")
-    here = build_driver("g++", native.FOLDER, tmp_path / "here")
-    said = run(EMULATOR, "-L", "/usr/aarch64-linux-gnu", arm).splitlines()
-    expected = [line for line in run(here).splitlines() if line.startswith("generic ")]
-    assert len(said) == len(expected) == 20
-    for line, other in zip(said, expected, strict=True):
+    assert_sizes_are_those_here(run(EMULATOR, "-L", "/usr/aarch64-linux-gnu", arm), tmp_path)
+
+
+@NEEDS_NATIVE
+def test_with_the_lanes_of_avx512(tmp_path: Path) -> None:
+    """Sixteen lanes in plain vector code: all of the AVX-512 path but for its few intrinsics."""
+    absent = [tool for tool in ("cmake", "make", "g++") if shutil.which(tool) is None]
+    if absent:
+        pytest.skip(f"{' and '.join(absent)} absent: the native library was not built with sixteen lanes")
+    options = ["-DCMAKE_CXX_FLAGS=-DTITN_LANES=16", "-DTITN_PATHS=none", "-DCMAKE_CXX_COMPILER=g++"]
+    run("cmake", "-S", ROOT, "-B", tmp_path, *options)
+    run("cmake", "--build", tmp_path)
+    assert_sizes_are_those_here(run(build_driver("g++", tmp_path, tmp_path / "wide")), tmp_path)
+
+
+def assert_sizes_are_those_here(said: str, folder: Path) -> None:
+    """What the driver says of the generic path elsewhere, beside what it says of this machine's."""
+    here = build_driver("g++", native.FOLDER, folder / "here")
+    lines, expected = said.splitlines(), [line for line in run(here).splitlines() if line.startswith("generic ")]
+    assert len(lines) == len(expected) == 20
+    for line, other in zip(lines, expected, strict=True):
         assert line.split()[0] == "generic"
         sizes = [torch.tensor([float(size) for size in each.split()[1:]]) for each in (line, other)]
         torch.testing.assert_close(*sizes, rtol=1e-3, atol=1e-3)
