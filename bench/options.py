@@ -127,7 +127,7 @@ def start(
         again_interpreted(options.prog, arguments)
     torch.set_float32_matmul_precision("highest")
     torch.backends.cudnn.allow_tf32 = False
-    relative = [Path(each).name if Path(each).is_absolute() else each for each in arguments]  # of no machine
+    relative = [Path(each).name if Path(each).is_absolute() else each for each in arguments]
     line = shlex.join([*options.prog.split(), *relative])
     record = Record(line, device, seed, given.out, dry_run=given.dry_run)
     return given, Setting(device, given.dry_run, Budget(given.seconds), console(), record)
