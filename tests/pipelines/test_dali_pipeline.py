@@ -93,9 +93,8 @@ def parameters(operation: Operation, count: int, size: int) -> np.ndarray:
 @pipeline_def(enable_conditionals=True)
 def one_slot(size: int, channels: int, device: str) -> object:
     shape = dali_operations.Shape(size, channels, device)
-    images, code, rows = (
-        fn.external_source(name=name, layout=layout) for name, layout in zip("icr", ("FHWC", None, None), strict=True)
-    )
+    images = fn.external_source(name="i", layout="FHWC")
+    code, rows = fn.external_source(name="c"), fn.external_source(name="r")
     return dali_operations.apply(shape.place(images), code, rows, shape)
 
 
