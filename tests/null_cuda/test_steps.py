@@ -10,7 +10,6 @@ from null_device import NullDevice, Report, count
 
 FORMS = ("float32", "bf16", "fp16", "triton", "blocks", "graph", "captured", "captured fp16")
 DEVICE = "1"
-HOST_TIME_SLACK = 1.5  # over the stored ratio; six runs on a machine with five times its load stayed within 1.2
 
 forms = pytest.mark.parametrize("form", FORMS)
 
@@ -54,7 +53,7 @@ def test_graphs_of_a_step(null_cuda: NullDevice, form: str, graphs: int) -> None
     assert [step["counts"]["launch graph"] for step in measured(null_cuda, form)["steps"]] == [graphs] * 5
 
 
-def test_host_time_of_a_step(null_cuda: NullDevice) -> None:
-    stored = budget("host time of a step, in 100 eager additions")
-    ratios = null_cuda.run("host_time.py", *stored)
-    assert {form: ratio for form, ratio in ratios.items() if ratio > HOST_TIME_SLACK * stored[form]} == {}
+def test_a_replay_costs_the_host_next_to_nothing(null_cuda: NullDevice) -> None:
+    """Beside an eager step in the same process; a factor of 180 when it was written."""
+    ratios = null_cuda.run("host_time.py", "float32", "captured")
+    assert 50 * ratios["captured"] <= ratios["float32"]
