@@ -63,9 +63,10 @@ class DaliPipeline(Pipeline):
             raise ValueError(f"dtype must be float32, float16 or bfloat16, not {dtype}")
         self.threads = threads or torch.get_num_threads()
         self.dtype = dtype
-        self._images = images
-        self._labels = torch.from_numpy(labels.astype(np.int64))
         self._graphs: dict[Recipe, Graph] = {}
+
+    def _store(self, images: np.ndarray, labels: np.ndarray) -> None:
+        self._images, self._labels = images, torch.from_numpy(labels)
 
     @classmethod
     def reasons(cls, device: torch.device, image_size: int) -> list[str]:

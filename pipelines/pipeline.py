@@ -17,6 +17,13 @@ Indices = np.ndarray | Tensor | Sequence[int]
 """Integers on the host: an array, a CPU tensor or a list."""
 
 
+def normalization(mean: Sequence[float], std: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
+    """1 / (255 std) and mean / std, float32 [C]: a byte becomes byte * scale - offset."""
+    deviation = np.asarray(std, dtype=np.float64)
+    scale, offset = 1.0 / (255.0 * deviation), np.asarray(mean, dtype=np.float64) / deviation
+    return scale.astype(np.float32), offset.astype(np.float32)
+
+
 class Pipeline(ABC):
     """Augmented batches of N images; the image of (seed, epoch, id) is the same whatever the batch it comes in.
 
@@ -64,14 +71,17 @@ class Pipeline(ABC):
         self.device = torch.device(device)
         self.size = len(images)
         self.image_size = images.shape[1]
-        deviation = np.asarray(std, dtype=np.float64)
-        self.scale = (1.0 / (255.0 * deviation)).astype(np.float32)
-        self.offset = (np.asarray(mean, dtype=np.float64) / deviation).astype(np.float32)
+        self.scale, self.offset = normalization(mean, std)
+        self._store(images, labels.astype(np.int64))
 
     @classmethod
     @abstractmethod
     def reasons(cls, device: torch.device, image_size: int) -> list[str]:
         """Why this backend cannot make batches of such images on `device`; empty: it can."""
+
+    @abstractmethod
+    def _store(self, images: np.ndarray, labels: np.ndarray) -> None:
+        """Keep the checked images, uint8 [N, S, S, C], and labels, int64 [N], where batches are made of them."""
 
     @abstractmethod
     def batch(self, plan: EpochPlan, positions: Indices) -> Batch:
@@ -129,6 +139,12 @@ class Pipeline(ABC):
             raise ValueError(f"first_step must be from 0 to {steps}, not {first_step}")
         starts = ((step * world_size + rank) * batch_size for step in range(first_step, steps))
         return (np.arange(start, start + batch_size) for start in starts)
+
+    def levels(self, images: Tensor) -> np.ndarray:
+        """Normalised images, [B, C, S, S], in units of a byte again, float64; whole but for rounding, unless mixed."""
+        scale, offset = (values.reshape(1, -1, 1, 1) for values in (self.scale, self.offset))
+        found: np.ndarray = (images.double().cpu().numpy() + offset) / scale
+        return found
 
     def check_plan(self, plan: EpochPlan) -> None:
         """Raises ValueError if the plan is for other images."""

@@ -15,7 +15,7 @@ from scipy.special import betaincinv  # type: ignore[import-untyped]
 
 from titn.pipelines.augmentation import Augmentation, check_integer
 from titn.pipelines.counter_random import Stream, uniforms, words
-from titn.pipelines.policies import POLICIES, EraseRows, OperationRows, PolicyRows
+from titn.pipelines.policies import POLICIES, EraseRows, ImageOperations, OperationRows
 
 PLAN_VERSION = 1
 """Raised whenever the same arguments come to mean other pixels."""
@@ -52,8 +52,8 @@ class EpochPlan:
     order: np.ndarray
     crop: np.ndarray
     flip: np.ndarray
-    policy: PolicyRows | None
-    erase: EraseRows | None
+    policy: ImageOperations | None
+    erase: ImageOperations | None
     lam: np.ndarray
     box: np.ndarray
 
@@ -73,6 +73,8 @@ class EpochPlan:
         order = np.argsort(words(seed, epoch, Stream.ORDER, size)[:, 0], kind="stable")
         corners = 2 * augmentation.crop_padding + 1
         drawn = augmentation, seed, epoch, size, image_size
+        policy = None if augmentation.policy == "none" else POLICIES[augmentation.policy].draw(*drawn)
+        erase = EraseRows.draw(*drawn) if augmentation.erase else None
         lam, box = _draw_mix(augmentation, order, image_size, seed, epoch)
         plan = cls(
             augmentation, size, image_size, seed, epoch,
@@ -80,12 +82,12 @@ class EpochPlan:
             order=order,
             crop=(uniforms(seed, epoch, Stream.CROP, size, 2) * corners).astype(np.int64),
             flip=(uniforms(seed, epoch, Stream.FLIP, size)[:, 0] < 0.5) & augmentation.flip,
-            policy=None if augmentation.policy == "none" else POLICIES[augmentation.policy].draw(*drawn),
-            erase=EraseRows.draw(*drawn) if augmentation.erase else None,
+            policy=policy,
+            erase=erase,
             lam=lam,
             box=box,
         )  # fmt: skip
-        for rows in (plan, plan.policy, plan.erase):
+        for rows in (plan, policy, erase):
             for field in fields(rows) if rows is not None else ():
                 value = getattr(rows, field.name)
                 if isinstance(value, np.ndarray):

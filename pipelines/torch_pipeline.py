@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 import torch
 from torch import Tensor
@@ -14,6 +12,7 @@ from titn.pipelines.operations import OPERATIONS, crop_and_flip, paste_boxes
 from titn.pipelines.pipeline import Indices, Pipeline
 from titn.pipelines.plan import EpochPlan
 from titn.pipelines.policies import Operation, OperationRows
+from titn.pipelines.upload import upload
 
 
 class TorchPipeline(Pipeline):
@@ -29,18 +28,9 @@ class TorchPipeline(Pipeline):
     def reasons(cls, device: torch.device, image_size: int) -> list[str]:
         return []
 
-    def __init__(
-        self,
-        images: np.ndarray,
-        labels: np.ndarray,
-        *,
-        mean: Sequence[float],
-        std: Sequence[float],
-        device: torch.device | str = "cpu",
-    ) -> None:
-        super().__init__(images, labels, mean=mean, std=std, device=device)
+    def _store(self, images: np.ndarray, labels: np.ndarray) -> None:
         self._images = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2))).to(self.device)
-        self._labels = torch.from_numpy(labels.astype(np.int64)).to(self.device)
+        self._labels = torch.from_numpy(labels).to(self.device)
         self._scale, self._offset = (
             torch.from_numpy(values).view(1, -1, 1, 1).to(self.device) for values in (self.scale, self.offset)
         )
@@ -57,7 +47,7 @@ class TorchPipeline(Pipeline):
         arguments = [array for _, rows, parameters in steps for array in (rows, parameters)]
         ids = stack[own]
         fixed = [stack, plan.crop[stack], plan.flip[stack].astype(np.int64), own, other, ids, plan.box[ids]]
-        lam, *tensors = self._upload([plan.lam[ids].astype(np.float64), *fixed, *arguments])
+        lam, *tensors = upload([plan.lam[ids].astype(np.float64), *fixed, *arguments], self.device)
         device_stack, crop, flip, device_own, device_other, device_ids, box = tensors[:7]
 
         images = self._images.index_select(0, device_stack)
@@ -75,7 +65,7 @@ class TorchPipeline(Pipeline):
         )
 
     def plain(self, ids: Indices) -> Batch:
-        (rows,) = self._upload([self.indices(ids, "ids")])
+        (rows,) = upload([self.indices(ids, "ids")], self.device)
         labels = self._labels.index_select(0, rows)
         lam = torch.ones(len(rows), device=self.device)
         return Batch(self._normalize(self._images.index_select(0, rows)), rows, labels, labels, lam)
@@ -93,19 +83,6 @@ class TorchPipeline(Pipeline):
 
     def _normalize(self, images: Tensor) -> Tensor:
         return images.to(torch.float32).mul_(self._scale).sub_(self._offset)
-
-    def _upload(self, arrays: Sequence[np.ndarray]) -> list[Tensor]:
-        """int64 and float64 arrays on the device: for CUDA one copy from pinned memory, which waits for nothing."""
-        if self.device.type != "cuda":
-            return [torch.from_numpy(np.ascontiguousarray(array)).to(self.device) for array in arrays]
-        words = torch.from_numpy(
-            np.concatenate([np.ascontiguousarray(array).view(np.int64).ravel() for array in arrays])
-        )
-        parts = words.pin_memory().to(self.device, non_blocking=True).split([array.size for array in arrays])
-        return [
-            part.view(torch.float64 if array.dtype == np.float64 else torch.int64).view(array.shape)
-            for part, array in zip(parts, arrays, strict=True)
-        ]
 
 
 def _steps(rows: OperationRows | None) -> list[tuple[Operation, np.ndarray, np.ndarray]]:

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 import torch
-from torch import Tensor
 
 from titn.kernels.augment import augment, augment_reasons
 from titn.pipelines.batch import Batch
 from titn.pipelines.pipeline import Indices, Pipeline
 from titn.pipelines.plan import EpochPlan
 from titn.pipelines.policies import Operation, OperationRows
+from titn.pipelines.upload import upload
 
-ALIGNMENT = 16  # bytes; Triton compiles a kernel anew for pointers that are aligned to less
 FACTORS = (Operation.BRIGHTNESS, Operation.COLOR, Operation.CONTRAST, Operation.SHARPNESS)
 
 
@@ -31,18 +28,9 @@ class TritonPipeline(Pipeline):
     def reasons(cls, device: torch.device, image_size: int) -> list[str]:
         return augment_reasons(device, image_size)
 
-    def __init__(
-        self,
-        images: np.ndarray,
-        labels: np.ndarray,
-        *,
-        mean: Sequence[float],
-        std: Sequence[float],
-        device: torch.device | str = "cpu",
-    ) -> None:
-        super().__init__(images, labels, mean=mean, std=std, device=device)
+    def _store(self, images: np.ndarray, labels: np.ndarray) -> None:
         self._images = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2))).to(self.device)
-        self._labels = labels.astype(np.int64)
+        self._labels = labels
         self._scale, self._offset = (torch.from_numpy(values).to(self.device) for values in (self.scale, self.offset))
 
     def batch(self, plan: EpochPlan, positions: Indices) -> Batch:
@@ -71,34 +59,14 @@ class TritonPipeline(Pipeline):
         lam: np.ndarray, *, mix: str, padding: int,
     ) -> Batch:  # fmt: skip
         narrow = rows, pairs.astype(np.int32), box.astype(np.int32)
-        device_ids, labels_a, labels_b, device_rows, device_pairs, device_box, device_lam = self._upload(
-            [ids, self._labels[ids], self._labels[partners], *narrow, lam]
+        device_ids, labels_a, labels_b, device_rows, device_pairs, device_box, device_lam = upload(
+            [ids, self._labels[ids], self._labels[partners], *narrow, lam], self.device
         )
         images = augment(
             self._images, device_rows, device_pairs, scale=self._scale, offset=self._offset, padding=padding,
             box=device_box if mix in ("cutmix", "cutmix_batch") else None, lam=device_lam if mix == "mixup" else None,
         )  # fmt: skip
         return Batch(images, device_ids, labels_a, labels_b, device_lam)
-
-    def _upload(self, arrays: Sequence[np.ndarray]) -> list[Tensor]:
-        """The arrays on the device: for CUDA one copy from pinned memory, which waits for nothing."""
-        starts = np.cumsum([0, *(-(-array.nbytes // ALIGNMENT) * ALIGNMENT for array in arrays)]).tolist()
-        host = torch.empty(starts[-1], dtype=torch.uint8, pin_memory=self.device.type == "cuda")
-        flat = host.numpy()
-        for start, array in zip(starts, arrays, strict=False):
-            flat[start : start + array.nbytes].view(array.dtype)[:] = array.ravel()
-        there = host.to(self.device, non_blocking=True)
-        return [
-            there[start : start + array.nbytes].view(_DTYPES[array.dtype]).view(array.shape)
-            for start, array in zip(starts, arrays, strict=False)
-        ]
-
-
-_DTYPES = {
-    np.dtype(np.int64): torch.int64,
-    np.dtype(np.int32): torch.int32,
-    np.dtype(np.float32): torch.float32,
-}
 
 
 def _slots(operations: OperationRows | None, images: int) -> np.ndarray:

@@ -32,7 +32,7 @@ BATCHES = (1, 2, 7)
 _FREE_BATCH = ({0: torch.export.Dim("batch")},)
 
 
-class FromPixels(nn.Module):
+class NormalizingNetwork(nn.Module):
     """The network behind its normalisation: float32 [B, C, S, S] in 0..1 to logits [B, K]."""
 
     def __init__(self, model: TrainedModel) -> None:
@@ -209,7 +209,7 @@ def push(folder: Path, repository: str) -> str:
 
 
 def _module(model: TrainedModel, normalized: bool) -> nn.Module:
-    return (model.network if normalized else FromPixels(model)).eval()
+    return (model.network if normalized else NormalizingNetwork(model)).eval()
 
 
 def _facts(model: TrainedModel, normalized: bool) -> dict[str, str]:

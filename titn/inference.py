@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from titn.data.decoding import decode, fit, opaque
 from titn.errors import UserError
 from titn.network import NetworkSpec, load_network
+from titn.pipelines.pipeline import normalization
 from titn.training import checkpoint
 from titn.training.run import Run
 from titn.training.switches import select_device
@@ -45,11 +46,8 @@ class TrainedModel(nn.Module):
     def __init__(self, network: nn.Module, spec: NetworkSpec, source: Path) -> None:
         super().__init__()
         self.network, self.spec, self.source = network, spec, source
-        deviation = np.asarray(spec.std, dtype=np.float64)
-        scale, offset = 1.0 / (255.0 * deviation), np.asarray(spec.mean, dtype=np.float64) / deviation
-        for name, values in (("scale", scale), ("offset", offset)):
-            buffer = torch.from_numpy(values.astype(np.float32)).view(1, -1, 1, 1)
-            self.register_buffer(name, buffer, persistent=False)
+        for name, values in zip(("scale", "offset"), normalization(spec.mean, spec.std), strict=True):
+            self.register_buffer(name, torch.from_numpy(values).view(1, -1, 1, 1), persistent=False)
         self.eval()
 
     @property

@@ -11,6 +11,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from rich.console import Console
 from rich.text import Text
+from torch import Tensor
 
 from titn.cli import parse
 from titn.config import PreviewConfig, TrainConfig
@@ -49,7 +50,7 @@ def stages(pipeline: Pipeline, plan: EpochPlan, positions: np.ndarray, class_nam
     ids, lam = plan.order[positions], plan.lam[plan.order[positions]]
     stored = pipeline.plain(ids)
     labels = [class_names[label] for label in stored.labels_a.tolist()]
-    found = [Stage("stored", _to_bytes(pipeline, stored.images.cpu().numpy()), labels)]
+    found = [Stage("stored", _to_bytes(pipeline, stored.images), labels)]
     for name, partial in _partial_plans(plan):
         batch = pipeline.batch(partial, positions)
         if name == "mix":
@@ -66,7 +67,7 @@ def stages(pipeline: Pipeline, plan: EpochPlan, positions: np.ndarray, class_nam
         else:
             rows = (plan.policy if name == "policy" else plan.erase).operations(ids, plan.image_size)  # type: ignore[union-attr]
             captions = [describe(rows, row) for row in range(len(ids))]
-        found.append(Stage(name, _to_bytes(pipeline, batch.images.float().cpu().numpy()), captions))
+        found.append(Stage(name, _to_bytes(pipeline, batch.images), captions))
     return found
 
 
@@ -98,10 +99,9 @@ def describe(rows: OperationRows, image: int) -> str:
     return "\n".join(words) or "as it was"
 
 
-def _to_bytes(pipeline: Pipeline, images: np.ndarray) -> np.ndarray:
-    """Undo the normalisation: uint8 [n, S, S, C] from float32 [n, C, S, S]."""
-    pixels = (images + pipeline.offset.reshape(1, -1, 1, 1)) / pipeline.scale.reshape(1, -1, 1, 1)
-    return np.rint(pixels).clip(0, 255).astype(np.uint8).transpose(0, 2, 3, 1)
+def _to_bytes(pipeline: Pipeline, images: Tensor) -> np.ndarray:
+    """Undo the normalisation: uint8 [n, S, S, C] from [n, C, S, S]."""
+    return np.rint(pipeline.levels(images)).clip(0, 255).astype(np.uint8).transpose(0, 2, 3, 1)
 
 
 def contact_sheet(found: list[Stage], title: str) -> Figure:

@@ -57,10 +57,6 @@ class FixedRows:
     codes: np.ndarray
     parameters: np.ndarray
 
-    @classmethod
-    def draw(cls, *_: Any) -> FixedRows:
-        raise NotImplementedError("these rows are given")
-
     def operations(self, ids: np.ndarray, image_size: int) -> OperationRows:
         return OperationRows(self.codes[ids], self.parameters[ids])
 
@@ -79,7 +75,7 @@ def cases(size: int, image_size: int) -> Iterator[Case]:
     flip = plan(flip=True)
     yield Case("other", "flip", flip, lambda image, id_: TF.hflip(image) if flip.flip[id_] else image)
     mnist = plan(policy="mnist")
-    yield Case("other", "MNIST recipe", mnist, lambda image, id_: _mnist(image, mnist.policy, id_))
+    yield Case("other", "MNIST recipe", mnist, lambda image, id_: mnist_recipe(image, mnist.policy, id_))
     yield Case("other", "random erasing", plan(erase=1.0))
     for policy in ("randaugment", "trivialaugment"):
         yield Case("other", policy, plan(policy=policy))
@@ -123,7 +119,8 @@ def _crop(image: Image.Image, corner: list[int]) -> Image.Image:
     return TF.crop(TF.pad(image, 4), *corner, image.height, image.width)
 
 
-def _mnist(image: Image.Image, rows: Any, id_: int) -> Image.Image:
+def mnist_recipe(image: Image.Image, rows: Any, id_: int) -> Image.Image:
+    """The recipe by torchvision with the draws of image `id_` in `rows`, which are `MnistRows`."""
     assert isinstance(rows, MnistRows)
     image = TF.rotate(image, rows.rotation[id_])
     image = TF.affine(image, rows.angle[id_], rows.shift[id_].tolist(), rows.scale[id_], [0.0, 0.0])
@@ -135,8 +132,7 @@ def _mnist(image: Image.Image, rows: Any, id_: int) -> Image.Image:
 
 def made(pipeline: Pipeline, plan: EpochPlan) -> np.ndarray:
     """What a pipeline makes of all images, in the plan's order: bytes (MixUp: reals), float64 [N, C, H, W]."""
-    images = pipeline.batch(plan, np.arange(len(pipeline))).images.double().cpu().numpy()
-    levels = (images + pipeline.offset.reshape(1, -1, 1, 1)) / pipeline.scale.reshape(1, -1, 1, 1)
+    levels = pipeline.levels(pipeline.batch(plan, np.arange(len(pipeline))).images)
     return levels if plan.augmentation.mix == "mixup" else np.rint(levels)
 
 

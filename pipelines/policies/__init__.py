@@ -5,7 +5,7 @@ from __future__ import annotations
 from titn.pipelines.policies.autoaugment import AutoAugmentRows
 from titn.pipelines.policies.erase import EraseRows
 from titn.pipelines.policies.mnist import MnistRows
-from titn.pipelines.policies.operation_rows import Operation, OperationRows, PolicyRows
+from titn.pipelines.policies.operation_rows import ImageOperations, Operation, OperationRows, PolicyRows
 from titn.pipelines.policies.randaugment import RandAugmentRows, TrivialAugmentRows
 
 POLICIES: dict[str, type[PolicyRows]] = {
@@ -16,4 +16,4 @@ POLICIES: dict[str, type[PolicyRows]] = {
 }
 """By the name in `Augmentation.policy`."""
 
-__all__ = ["POLICIES", "EraseRows", "Operation", "OperationRows", "PolicyRows"]
+__all__ = ["POLICIES", "EraseRows", "ImageOperations", "Operation", "OperationRows", "PolicyRows"]

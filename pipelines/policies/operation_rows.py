@@ -53,7 +53,15 @@ class OperationRows:
         )
 
 
-class PolicyRows(Protocol):
+class ImageOperations(Protocol):
+    """Operations for every image of an epoch."""
+
+    def operations(self, ids: np.ndarray, image_size: int) -> OperationRows:
+        """Codes and parameters for the images `ids`, int64 [n]; every image has as many slots."""
+        ...
+
+
+class PolicyRows(ImageOperations, Protocol):
     """The draws of a policy for every image; a dataclass of arrays that are indexed by image id."""
 
     __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
@@ -61,8 +69,4 @@ class PolicyRows(Protocol):
     @classmethod
     def draw(cls, augmentation: Augmentation, seed: int, epoch: int, size: int, image_size: int) -> Self:
         """The draws for `size` images of `image_size` pixels: row i depends on neither `size` nor other epochs."""
-        ...
-
-    def operations(self, ids: np.ndarray, image_size: int) -> OperationRows:
-        """Codes and parameters for the images `ids`, int64 [n]; every image has as many slots."""
         ...

@@ -12,6 +12,7 @@ from pillow import from_pillow, grey, to_pillow
 from torch import Tensor
 from torchvision.transforms import functional as TF
 
+from bench.training.parity import mnist_recipe
 from titn.pipelines import Augmentation, Batch, EpochPlan, TorchPipeline, operations
 from titn.pipelines.policies.mnist import MnistRows
 from titn.pipelines.policies.operation_rows import Operation
@@ -75,20 +76,9 @@ def augmented(image: np.ndarray, plan: EpochPlan, id_: int) -> np.ndarray:
     picture = TF.crop(TF.pad(to_pillow(image), plan.augmentation.crop_padding), top, left, size, size)
     if plan.flip[id_]:
         picture = TF.hflip(picture)
-    return from_pillow(
-        mnist_recipe(picture, plan, id_) if isinstance(plan.policy, MnistRows) else autoaugment(picture, plan, id_)
-    )
-
-
-def mnist_recipe(picture: Image.Image, plan: EpochPlan, id_: int) -> Image.Image:
-    rows = plan.policy
-    assert isinstance(rows, MnistRows)
-    picture = TF.rotate(picture, rows.rotation[id_])
-    picture = TF.affine(picture, rows.angle[id_], rows.shift[id_].tolist(), rows.scale[id_], [0.0, 0.0])
-    jitter = [(TF.adjust_brightness, rows.brightness[id_]), (TF.adjust_contrast, rows.contrast[id_])]
-    for adjust, factor in reversed(jitter) if rows.contrast_first[id_] else jitter:
-        picture = adjust(picture, factor)
-    return picture
+    if isinstance(plan.policy, MnistRows):
+        return from_pillow(mnist_recipe(picture, plan.policy, id_))
+    return from_pillow(autoaugment(picture, plan, id_))
 
 
 def autoaugment(picture: Image.Image, plan: EpochPlan, id_: int) -> Image.Image:

@@ -78,7 +78,7 @@ def test_a_loaded_model_gives_the_runs_own_logits(folder: Path, weights: str) ->
     images = load_dataset("digits").test_images
     with torch.inference_mode():
         logits = model(model.normalize(torch.from_numpy(images)))
-    assert torch.equal(logits, torch.cat([logits])) and logits.shape == (len(images), 10)
+    assert logits.shape == (len(images), 10)
     torch.testing.assert_close(logits, run_evaluation(folder, weights), rtol=1e-5, atol=1e-5)
 
 
@@ -289,7 +289,8 @@ def test_the_titn_command_leads_to_every_other(folder: Path, capsys: pytest.Capt
     titn_command(["runs", "--runs-dir", str(folder)])
     assert "small" in capsys.readouterr().out
     titn_command(["--help"])
-    assert all(name in capsys.readouterr().out for name in ["usage"]) and COMMANDS
+    said = capsys.readouterr().out
+    assert all(f"  {name} " in said for name in COMMANDS)
     for name in COMMANDS:
         with pytest.raises(SystemExit) as caught:
             titn_command([name, "--help"])
