@@ -12,9 +12,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image
 
 from titn.pipelines.dali_pipeline import DaliPipeline
+from titn.pipelines.pictures import fit, opaque, placed
 
 _BY_DALI = {("JPEG", "RGB"), ("JPEG", "L"), ("PNG", "RGB"), ("PNG", "L")}
 """Formats and modes that DALI decodes to the RGB that Pillow makes of them; all others are decoded by Pillow."""
@@ -131,21 +132,12 @@ class DaliFilePipeline(DaliPipeline):
 
         if self._decoder is None or self._decoder.max_batch_size < len(files):
             self._decoder = decoder(self.image_size, self.threads, self.device, len(files))
-        fits = [fit(header.height, header.width, self.image_size) for header in headers]
+        fits = [placed(header.height, header.width, self.image_size) for header in headers]
         self._decoder.feed_input("files", [np.frombuffer(file, np.uint8) for file in files])
         self._decoder.feed_input("size", np.array([size for size, _ in fits], np.float32))
         self._decoder.feed_input("corner", np.array([corner for _, corner in fits], np.int32))
         (images,) = self._decoder.run()
         return np.asarray(images.as_cpu().as_tensor())
-
-
-def fit(height: int, width: int, size: int) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Height and width of an image whose shorter side is brought to `size`, and the corner of its centre."""
-    if width <= height:
-        height, width = int(size * height / width), size
-    else:
-        height, width = size, int(size * width / height)
-    return (height, width), (round((height - size) / 2), round((width - size) / 2))
 
 
 def read_header(path: Path) -> Header:
@@ -168,20 +160,8 @@ def by_pillow(data: bytes, size: int) -> np.ndarray:
         ValueError: more than 8 bits per channel. Whatever Pillow raises for a damaged file passes through.
     """
     with Image.open(io.BytesIO(data)) as opened:
-        with contextlib.suppress(SyntaxError, ValueError, KeyError, TypeError, struct.error):
-            ImageOps.exif_transpose(opened, in_place=True)
-        if opened.mode.startswith(("I", "F")):
-            raise ValueError("it has more than 8 bits per channel; convert it to 8 bits")
-        opened.load()
-        image: Image.Image = opened
-        if image.has_transparency_data:
-            ground = Image.new("RGBA", image.size, "white")
-            ground.alpha_composite(image.convert("RGBA"))
-            image = ground
-        image = image.convert("RGB")
-        (height, width), (top, left) = fit(image.height, image.width, size)
-        image = image.resize((width, height), Image.Resampling.BILINEAR)
-        return np.asarray(image.crop((left, top, left + size, top + size)))
+        image, _ = opaque(opened, 3)
+        return np.asarray(fit(image, size))
 
 
 def _undecodable(path: Path, error: Exception) -> ValueError:

@@ -11,9 +11,10 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from titn.data.decoding import decode, fit, opaque
+from titn.data.decoding import decode
 from titn.errors import UserError
 from titn.network import NetworkSpec, load_network
+from titn.pipelines.pictures import fit, opaque
 from titn.pipelines.pipeline import normalization
 from titn.training import checkpoint
 from titn.training.run import Run

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import io
 import os
@@ -14,12 +13,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 from titn.errors import UserError
+from titn.pipelines.pictures import fit, opaque
 
-_MODES = {1: "L", 3: "RGB"}
-_DEEP_MODES = ("I", "F")  # Pillow's names of modes with more than 8 bits begin with these
 _SMALL = 10_000
 
 
@@ -37,22 +35,6 @@ class DecodedImages(NamedTuple):
     images: np.ndarray
     keys: np.ndarray
     transparent: np.ndarray
-
-
-def fit(image: Image.Image, size: int) -> Image.Image:
-    """Bring an image to size x size: shorter side to `size` (bilinear, antialiased), then the centre.
-
-    The same pixels as torchvision's `Resize(size)` followed by `CenterCrop(size)`.
-    """
-    width, height = image.size
-    if width == height == size:
-        return image
-    if width <= height:
-        width, height = size, int(size * height / width)
-    else:
-        width, height = int(size * width / height), size
-    left, top = round((width - size) / 2), round((height - size) / 2)
-    return image.resize((width, height), Image.Resampling.BILINEAR).crop((left, top, left + size, top + size))
 
 
 def decode(data: bytes, size: int, channels: int) -> Decoded:
@@ -76,37 +58,6 @@ def decode(data: bytes, size: int, channels: int) -> Decoded:
         content.update(image.tobytes())
         pixels = np.asarray(fit(image, size)).reshape(size, size, channels)
     return Decoded(pixels, int.from_bytes(content.digest(), "little"), transparent)
-
-
-def opaque(image: Image.Image, channels: int) -> tuple[Image.Image, bool]:
-    """An image upright, on white, in mode L (1 channel) or RGB (3), and whether any of it was transparent.
-
-    Raises:
-        ValueError: more than 8 bits per channel.
-    """
-    if image.mode.startswith(_DEEP_MODES):
-        raise ValueError("it has more than 8 bits per channel; convert it to 8 bits")
-    image, transparent = _on_white(_upright(image))
-    return image.convert(_MODES[channels]), transparent
-
-
-def _upright(image: Image.Image) -> Image.Image:
-    # EXIF data that cannot be read say nothing about the orientation
-    with contextlib.suppress(SyntaxError, ValueError, KeyError, TypeError, struct.error):
-        ImageOps.exif_transpose(image, in_place=True)
-    return image
-
-
-def _on_white(image: Image.Image) -> tuple[Image.Image, bool]:
-    """The image composed on white, and whether any pixel of it is not opaque."""
-    if not image.has_transparency_data:
-        return image, False
-    image = image.convert("RGBA")
-    if image.getchannel("A").getextrema()[0] == 255:
-        return image, False
-    ground = Image.new("RGBA", image.size, "white")
-    ground.alpha_composite(image)
-    return ground, True
 
 
 def decode_all(

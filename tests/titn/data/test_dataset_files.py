@@ -21,7 +21,7 @@ from stored_data import copy_shard, message, same
 from torchvision.transforms import functional
 
 from titn.data.dataset import load_dataset
-from titn.data.decoding import fit
+from titn.pipelines.pictures import fit
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 

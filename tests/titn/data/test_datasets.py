@@ -17,11 +17,11 @@ from torchvision.transforms import functional
 
 from titn.data.cache import digest
 from titn.data.dataset import load_dataset
-from titn.data.decoding import fit
 from titn.data.folders import scan
 from titn.data.parquet import find_parquet
 from titn.data.splits import balanced_subset, channel_statistics, stratified_test_rows
 from titn.errors import UserError
+from titn.pipelines.pictures import fit
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 

@@ -1,0 +1,62 @@
+"""Pillow images of any mode and size as networks take them: upright, opaque, grey or RGB, square."""
+
+from __future__ import annotations
+
+import contextlib
+import struct
+
+from PIL import Image, ImageOps
+
+_MODES = {1: "L", 3: "RGB"}
+_DEEP_MODES = ("I", "F")  # Pillow's names of modes with more than 8 bits begin with these
+
+
+def placed(height: int, width: int, size: int) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Height and width of an image whose shorter side is brought to `size`, and the corner of its centre."""
+    if width <= height:
+        height, width = int(size * height / width), size
+    else:
+        height, width = size, int(size * width / height)
+    return (height, width), (round((height - size) / 2), round((width - size) / 2))
+
+
+def fit(image: Image.Image, size: int) -> Image.Image:
+    """Bring an image to size x size: shorter side to `size` (bilinear, antialiased), then the centre.
+
+    The same pixels as torchvision's `Resize(size)` followed by `CenterCrop(size)`.
+    """
+    if image.size == (size, size):
+        return image
+    (height, width), (top, left) = placed(image.height, image.width, size)
+    return image.resize((width, height), Image.Resampling.BILINEAR).crop((left, top, left + size, top + size))
+
+
+def opaque(image: Image.Image, channels: int) -> tuple[Image.Image, bool]:
+    """An image upright, on white, in mode L (1 channel) or RGB (3), and whether any of it was transparent.
+
+    Raises:
+        ValueError: more than 8 bits per channel.
+    """
+    if image.mode.startswith(_DEEP_MODES):
+        raise ValueError("it has more than 8 bits per channel; convert it to 8 bits")
+    image, transparent = _on_white(_upright(image))
+    return image.convert(_MODES[channels]), transparent
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    # EXIF data that cannot be read say nothing about the orientation
+    with contextlib.suppress(SyntaxError, ValueError, KeyError, TypeError, struct.error):
+        ImageOps.exif_transpose(image, in_place=True)
+    return image
+
+
+def _on_white(image: Image.Image) -> tuple[Image.Image, bool]:
+    """The image composed on white, and whether any pixel of it is not opaque."""
+    if not image.has_transparency_data:
+        return image, False
+    image = image.convert("RGBA")
+    if image.getchannel("A").getextrema()[0] == 255:
+        return image, False
+    ground = Image.new("RGBA", image.size, "white")
+    ground.alpha_composite(image)
+    return ground, True
