@@ -211,7 +211,7 @@ def test_the_command_writes_what_it_measured(
     (file,) = tmp_path.glob("*/*.json")
     content = json.loads(file.read_text())
     assert content["dry_run"] is True and content["finished"] is True
-    assert content["command"] == f"python -m bench.throughput {' '.join(arguments)}"
+    assert content["command"] == f"python -m bench.throughput {' '.join(arguments[:-1])} {tmp_path.name}"
     rows = content["sections"]["throughput"]["rows"]
     assert [(row["contender"], row["batch_size"]) for row in rows] == [
         (one.name, size) for size in (2, 3) for one in chosen
