@@ -3,6 +3,7 @@
 from titn.pipelines.augmentation import Augmentation
 from titn.pipelines.batch import Batch
 from titn.pipelines.dali_pipeline import DaliPipeline
+from titn.pipelines.image_files import ImageFiles
 from titn.pipelines.make import make_pipeline
 from titn.pipelines.pipeline import Pipeline
 from titn.pipelines.plan import EpochPlan
@@ -14,6 +15,7 @@ __all__ = [
     "Batch",
     "DaliPipeline",
     "EpochPlan",
+    "ImageFiles",
     "Pipeline",
     "TorchPipeline",
     "TritonPipeline",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import itertools
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from titn.pipelines.batch import Batch
 from titn.pipelines.geometry import FRACTION_BITS
+from titn.pipelines.image_files import Images
 from titn.pipelines.pipeline import Indices, Pipeline
 from titn.pipelines.plan import EpochPlan
 from titn.pipelines.policies import Operation, OperationRows
@@ -47,7 +48,7 @@ class DaliPipeline(Pipeline):
 
     def __init__(
         self,
-        images: np.ndarray,
+        images: Images,
         labels: np.ndarray,
         *,
         mean: Sequence[float],
@@ -65,7 +66,7 @@ class DaliPipeline(Pipeline):
         self.dtype = dtype
         self._graphs: dict[Recipe, Graph] = {}
 
-    def _store(self, images: np.ndarray, labels: np.ndarray) -> None:
+    def _store(self, images: Images, labels: np.ndarray) -> None:
         self._images, self._labels = images, torch.from_numpy(labels)
 
     @classmethod
@@ -81,14 +82,14 @@ class DaliPipeline(Pipeline):
 
     def batch(self, plan: EpochPlan, positions: Indices) -> Batch:
         self.check_plan(plan)
-        return self._batches(plan, self._submit(plan, [self.indices(positions, "positions")]))[0]
+        return self._batches(self._submit(self._work(plan, [self.indices(positions, "positions")])))[0]
 
     def plain(self, ids: Indices) -> Batch:
         rows = self.indices(ids, "ids")
         order = np.arange(len(rows))
         recipe = self._recipe(crop=False, flip=False, slots=0, mixup=False)
         bounds = _bounds(np.zeros(len(rows)), self._largest_group(len(rows)))
-        feeds = {"images": _split(self._pixels(rows), bounds)}
+        feeds = {"images": _split(self._begin(rows)(), bounds)}
         feeds |= self._pastes("own", order, order, bounds)
         graph = self._graph(recipe, len(bounds) - 1)
         images = graph.result(graph.submit(feeds))[: len(rows)].to(self.dtype)
@@ -107,23 +108,28 @@ class DaliPipeline(Pipeline):
             graph.close()
         self._graphs.clear()
 
-    def _pixels(self, ids: np.ndarray) -> np.ndarray:
-        """Stored images, uint8 [n, S, S, C]."""
-        return self._images[ids]
+    def _begin(self, ids: np.ndarray) -> Callable[[], np.ndarray]:
+        """Begin to fetch stored images; what is returned gives them, uint8 [n, S, S, C]."""
+        return lambda: np.asarray(self._images[ids])
 
     def _prefetched(self, plan: EpochPlan, parts: Iterator[np.ndarray], steps: int) -> Iterator[Batch]:
-        """Batches of `steps` parts a run, one run ahead."""
-        ahead: deque[_Submitted] = deque()
+        """Batches of `steps` parts a run; the next run is under way, the images of the one after it are fetched."""
+        fetching: deque[_Work] = deque()
+        running: deque[_Submitted] = deque()
         pending = list(parts)
         for start in range(0, len(pending), steps):
-            ahead.append(self._submit(plan, pending[start : start + steps]))
-            if len(ahead) > 1:
-                yield from self._batches(plan, ahead.popleft())
-        while ahead:
-            yield from self._batches(plan, ahead.popleft())
+            fetching.append(self._work(plan, pending[start : start + steps]))
+            if len(fetching) > 1:
+                running.append(self._submit(fetching.popleft()))
+            if len(running) > 1:
+                yield from self._batches(running.popleft())
+        while fetching or running:
+            if fetching:
+                running.append(self._submit(fetching.popleft()))
+            yield from self._batches(running.popleft())
 
-    def _submit(self, plan: EpochPlan, parts: Sequence[np.ndarray]) -> _Submitted:
-        """Start a run that makes the batches of all parts."""
+    def _work(self, plan: EpochPlan, parts: Sequence[np.ndarray]) -> _Work:
+        """What a run is to do that makes the batches of all parts."""
         places = np.concatenate(parts)
         own = other = np.arange(len(places))
         if plan.mixes:
@@ -143,7 +149,8 @@ class DaliPipeline(Pipeline):
             slots=0 if rows is None else rows.codes.shape[1],
             mixup=augmentation.mix == "mixup",
         )
-        feeds = {"images": _split(self._pixels(stack), bounds)}
+        pixels = self._begin(stack)
+        feeds: dict[str, list[np.ndarray]] = {}
         if recipe.crop:
             feeds |= self._crops(plan.crop[stack] - augmentation.crop_padding, bounds)
         if recipe.flip:
@@ -155,13 +162,18 @@ class DaliPipeline(Pipeline):
             feeds["lam"] = _shared(lam, len(bounds) - 1)
         else:
             feeds |= self._pastes("own", own, other, bounds, plan.box[ids])
-        graph = self._graph(recipe, len(bounds) - 1)
-        labels = self._labels[ids], self._labels[stack[other]]
-        return _Submitted(graph, graph.submit(feeds), [len(part) for part in parts], ids, *labels, lam)
+        fields = [torch.from_numpy(ids), self._labels[ids], self._labels[stack[other]], torch.from_numpy(lam)]
+        return _Work(recipe, pixels, bounds, feeds, [len(part) for part in parts], fields)
 
-    def _batches(self, plan: EpochPlan, submitted: _Submitted) -> list[Batch]:
-        images = submitted.graph.result(submitted.run)[: len(submitted.ids)].to(self.dtype)
-        fields = [images, *(self._place(torch.as_tensor(values)) for values in submitted[3:])]
+    def _submit(self, work: _Work) -> _Submitted:
+        """Start a run."""
+        graph = self._graph(work.recipe, len(work.bounds) - 1)
+        run = graph.submit(work.feeds | {"images": _split(work.pixels(), work.bounds)})
+        return _Submitted(graph, run, work.sizes, work.fields)
+
+    def _batches(self, submitted: _Submitted) -> list[Batch]:
+        images = submitted.graph.result(submitted.run)[: sum(submitted.sizes)].to(self.dtype)
+        fields = [images, *map(self._place, submitted.fields)]
         return [Batch(*part) for part in zip(*(values.split(submitted.sizes) for values in fields), strict=True)]
 
     def _recipe(self, *, crop: bool, flip: bool, slots: int, mixup: bool) -> Recipe:
@@ -225,16 +237,24 @@ class DaliPipeline(Pipeline):
         return values.pin_memory().to(self.device, non_blocking=True)
 
 
+class _Work(NamedTuple):
+    """What a run is to do; `fields` are ids, labels and lam of all its batches."""
+
+    recipe: Recipe
+    pixels: Callable[[], np.ndarray]
+    bounds: np.ndarray
+    feeds: dict[str, list[np.ndarray]]
+    sizes: list[int]
+    fields: list[Tensor]
+
+
 class _Submitted(NamedTuple):
-    """A run that makes several batches: their sizes, and ids, labels and lam of all of them."""
+    """A run that makes batches of these sizes, and what they hold beside images."""
 
     graph: Graph
     run: Run
     sizes: list[int]
-    ids: np.ndarray
-    labels_a: Tensor
-    labels_b: Tensor
-    lam: np.ndarray
+    fields: list[Tensor]
 
 
 def _grouped(flip: np.ndarray, rows: OperationRows | None, largest: int) -> tuple[np.ndarray, np.ndarray]:

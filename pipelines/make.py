@@ -11,7 +11,9 @@ import torch
 
 from titn.kernels.common.backend import choose
 from titn.kernels.common.device import interpreting
+from titn.pipelines.dali_files import DaliFilePipeline
 from titn.pipelines.dali_pipeline import DaliPipeline
+from titn.pipelines.image_files import ImageFiles, Images
 from titn.pipelines.pipeline import Pipeline
 from titn.pipelines.torch_pipeline import TorchPipeline
 from titn.pipelines.triton_pipeline import TritonPipeline
@@ -26,7 +28,7 @@ class TrainingImages(Protocol):
     """What a pipeline needs of a data set; see `Pipeline` for shapes and types."""
 
     @property
-    def train_images(self) -> np.ndarray: ...
+    def train_images(self) -> Images: ...
 
     @property
     def train_labels(self) -> np.ndarray: ...
@@ -63,7 +65,8 @@ def make_pipeline(
     """A pipeline over the training images of `dataset`; the plan it is given says what is done to them.
 
     Args:
-        dataset: training images and labels, mean and deviation.
+        dataset: training images and labels, mean and deviation. Images in files are decoded anew for every batch, by
+            the "dali" backend.
         backend: one of `BACKENDS`, or "auto": the fastest that can run.
         device: where batches are made.
 
@@ -72,6 +75,11 @@ def make_pipeline(
         BackendUnavailable: the backend cannot run here; the message says why.
     """
     device, images, labels = torch.device(device), dataset.train_images, dataset.train_labels
+    if isinstance(images, ImageFiles):
+        if backend not in ("auto", "dali"):
+            raise ValueError(f"images in files are for the dali pipeline, not for {backend}")
+        choose_backend("dali", device, images.image_size)
+        return DaliFilePipeline(images, labels, mean=dataset.mean, std=dataset.std, device=device)
     chosen, _ = choose_backend(backend, device, images.shape[1])
     return BACKENDS[chosen](images, labels, mean=dataset.mean, std=dataset.std, device=device)
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from titn.pipelines.batch import Batch
+from titn.pipelines.image_files import Images
 from titn.pipelines.plan import EpochPlan
 
 Indices = np.ndarray | Tensor | Sequence[int]
@@ -30,7 +31,7 @@ class Pipeline(ABC):
     Normalisation is byte * (1 / (255 std)) - mean / std with both coefficients rounded to float32 once.
 
     Args:
-        images: uint8 [N, S, S, C], C = 1 or 3.
+        images: uint8 [N, S, S, C], C = 1 or 3; `ImageFiles` are decoded at once where they are kept as an array.
         labels: integers [N].
         mean: per channel, 0..1 scale.
         std: per channel, 0..1 scale, above 0.
@@ -51,7 +52,7 @@ class Pipeline(ABC):
 
     def __init__(
         self,
-        images: np.ndarray,
+        images: Images,
         labels: np.ndarray,
         *,
         mean: Sequence[float],
@@ -80,7 +81,7 @@ class Pipeline(ABC):
         """Why this backend cannot make batches of such images on `device`; empty: it can."""
 
     @abstractmethod
-    def _store(self, images: np.ndarray, labels: np.ndarray) -> None:
+    def _store(self, images: Images, labels: np.ndarray) -> None:
         """Keep the checked images, uint8 [N, S, S, C], and labels, int64 [N], where batches are made of them."""
 
     @abstractmethod

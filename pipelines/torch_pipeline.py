@@ -8,6 +8,7 @@ from torch import Tensor
 
 from titn.pipelines.augmentation import Mix
 from titn.pipelines.batch import Batch
+from titn.pipelines.image_files import Images
 from titn.pipelines.operations import OPERATIONS, crop_and_flip, paste_boxes
 from titn.pipelines.pipeline import Indices, Pipeline
 from titn.pipelines.plan import EpochPlan
@@ -28,8 +29,8 @@ class TorchPipeline(Pipeline):
     def reasons(cls, device: torch.device, image_size: int) -> list[str]:
         return []
 
-    def _store(self, images: np.ndarray, labels: np.ndarray) -> None:
-        self._images = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2))).to(self.device)
+    def _store(self, images: Images, labels: np.ndarray) -> None:
+        self._images = torch.from_numpy(np.ascontiguousarray(np.asarray(images).transpose(0, 3, 1, 2))).to(self.device)
         self._labels = torch.from_numpy(labels).to(self.device)
         self._scale, self._offset = (
             torch.from_numpy(values).view(1, -1, 1, 1).to(self.device) for values in (self.scale, self.offset)

@@ -7,6 +7,7 @@ import torch
 
 from titn.kernels.augment import augment, augment_reasons
 from titn.pipelines.batch import Batch
+from titn.pipelines.image_files import Images
 from titn.pipelines.pipeline import Indices, Pipeline
 from titn.pipelines.plan import EpochPlan
 from titn.pipelines.policies import Operation, OperationRows
@@ -28,8 +29,8 @@ class TritonPipeline(Pipeline):
     def reasons(cls, device: torch.device, image_size: int) -> list[str]:
         return augment_reasons(device, image_size)
 
-    def _store(self, images: np.ndarray, labels: np.ndarray) -> None:
-        self._images = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2))).to(self.device)
+    def _store(self, images: Images, labels: np.ndarray) -> None:
+        self._images = torch.from_numpy(np.ascontiguousarray(np.asarray(images).transpose(0, 3, 1, 2))).to(self.device)
         self._labels = labels
         self._scale, self._offset = (torch.from_numpy(values).to(self.device) for values in (self.scale, self.offset))
 

@@ -31,9 +31,9 @@ from titn.teachers.answers import TeacherAnswers
 from titn.teachers.find import Teacher, find_teacher, load_teacher
 from titn.train import trained
 from titn.training.cache_archive import export_cache, import_cache
-from titn.training.preparation import augmentation_of, load_data, open_run, use_device
+from titn.training.preparation import augmentation_of, open_run, prepare
 from titn.training.schedule import Schedule
-from titn.training.switches import describe, select
+from titn.training.switches import describe
 from titn.training.targets import CacheFiller, StoredAnswers, cached_epochs, kept_answers, teacher_cache
 from titn.training.teacher_cache import FOLDER, MANIFEST, TeacherCache, epochs_in_words
 
@@ -62,9 +62,7 @@ class Work:
         config, _ = open_run(config)
         if config.distils_from == "none":
             raise UserError("--teacher none has no answers to store")
-        switches = select(config)
-        use_device(switches.device)
-        dataset = load_data(config, dataset)
+        switches, dataset = prepare(config, dataset)
         schedule = Schedule.of(config, len(dataset.train_labels), switches.device.type)
         source = find_teacher(config, dataset)
         teacher = load_teacher(trained(source, config, dataset, "the same command", console), dataset)

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import NoReturn
 
 from titn.kernels.common.backend import BackendUnavailable
+from titn.pipelines.image_files import UndecodableImage
 
 
 class UserError(Exception):
@@ -53,7 +54,7 @@ def command(main: Callable[[list[str] | None], None]) -> Callable[..., None]:
             if not _reader_has_gone():
                 raise
             raise SystemExit(1) from None
-        except (UserError, BackendUnavailable) as error:
+        except (UserError, BackendUnavailable, UndecodableImage) as error:
             message = str(error)
         except Interrupted as stopped:
             print(stopped, file=sys.stderr)

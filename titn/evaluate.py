@@ -25,6 +25,7 @@ from titn.files import write_atomic
 from titn.inference import find_weights
 from titn.metrics import classification_metrics
 from titn.network import NetworkSpec, load_network
+from titn.pipelines.image_files import Images
 from titn.training.run import Run
 from titn.training.switches import select_device
 from titn.training.trainer import evaluation_logits
@@ -100,10 +101,13 @@ def evaluate(
     if dataset is None:
         data = _own(Run.find(folder, runs_dir), spec, data_dir)
     else:
-        data = _other(load_dataset(dataset, data_dir or "data", image_size=spec.image_size), spec)
-    images, labels, names = _part(data, split)
-    logits = evaluation_logits(module.to(where), data, images, labels, where)
-    return Evaluation(logits, torch.from_numpy(labels), names, spec.class_names)
+        data = _other(load_dataset(dataset, data_dir or "data", image_size=spec.image_size, in_files=None), spec)
+    module.to(where)
+    parts = _parts(data, split)
+    logits = [evaluation_logits(module, data, images, labels, where) for images, labels, _ in parts]
+    labels = np.concatenate([labels for _, labels, _ in parts])
+    names = tuple(name for _, _, names in parts for name in names)
+    return Evaluation(torch.cat(logits), torch.from_numpy(labels), names, spec.class_names)
 
 
 def _own(run: Run, spec: NetworkSpec, data_dir: str | None) -> Dataset:
@@ -115,6 +119,7 @@ def _own(run: Run, spec: NetworkSpec, data_dir: str | None) -> Dataset:
             image_size=spec.image_size,
             limit_train=config.limit_train,
             skip_bad_images=config.skip_bad_images,
+            in_files=None,
         )
     except UserError as error:
         hint = "" if data_dir else "; if the data has moved, say where it lies with --data-dir"
@@ -150,22 +155,20 @@ def _other(dataset: Dataset, spec: NetworkSpec) -> Dataset:
     return replace(dataset, class_names=spec.class_names, mean=spec.mean, std=spec.std, **moved)
 
 
-def _part(dataset: Dataset, split: str) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
-    """Images, labels and names of a split.
+def _parts(dataset: Dataset, split: str) -> list[tuple[Images, np.ndarray, tuple[str, ...]]]:
+    """Images, labels and names of a split, or of each of all.
 
     Raises:
         UserError: there is no such split.
     """
     if split == "all":
-        parts = [_part(dataset, name) for name in ("train", "val", "test") if _has(dataset, name)]
-        images, labels, names = zip(*parts, strict=True)
-        return np.concatenate(images), np.concatenate(labels), tuple(name for part in names for name in part)
+        return [part for name in ("train", "val", "test") if _has(dataset, name) for part in _parts(dataset, name)]
     if not _has(dataset, split):
         there = ", ".join(name for name in SPLITS if name == "all" or _has(dataset, name))
         raise UserError(f"{dataset.name} has no split {split}: choose from {there}")
     images, labels = getattr(dataset, f"{split}_images"), getattr(dataset, f"{split}_labels")
     numbered = tuple(f"{split} {number}" for number in range(len(labels)))
-    return images, labels, (dataset.test_names or numbered) if split == "test" else numbered
+    return [(images, labels, (dataset.test_names or numbered) if split == "test" else numbered)]
 
 
 def _has(dataset: Dataset, split: str) -> bool:

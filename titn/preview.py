@@ -22,9 +22,8 @@ from titn.pipelines import EpochPlan, Pipeline, make_pipeline
 from titn.pipelines.make import Backend
 from titn.pipelines.policies import Operation, OperationRows
 from titn.report.style import shorten, style
-from titn.training.preparation import augmentation_of, load_data
+from titn.training.preparation import augmentation_of, load_data, prepare
 from titn.training.schedule import Schedule
-from titn.training.switches import select
 
 INK = "#1f2328"
 CELL_INCHES = 1.3
@@ -147,8 +146,7 @@ def preview(
     Raises:
         UserError: a mistake in the configuration or the data, or the backend cannot run here.
     """
-    switches = select(config if backend == "auto" else config.changed(pipeline=backend))
-    dataset = load_data(config, dataset)
+    switches, dataset = prepare(config if backend == "auto" else config.changed(pipeline=backend), dataset)
     schedule = Schedule.of(config, len(dataset.train_labels), switches.device.type)
     plan = EpochPlan.draw(
         augmentation_of(config, schedule.batch_size),
@@ -176,7 +174,7 @@ def main(argv: list[str] | None = None) -> None:
     kinds = Figure().canvas.get_supported_filetypes()
     if out.suffix[1:] not in kinds:
         raise UserError(f"--out {config.out}: pictures end in {', '.join(sorted(kinds))}")
-    dataset = load_data(config, None)
+    dataset = load_data(config, None, in_files=None)
     name, found = preview(config, config.images, config.epoch, dataset=dataset)
     title = f"{dataset.name}, seed {config.seed}, epoch {config.epoch}, pipeline {name}"
     _write(contact_sheet(found, title), out, console)

@@ -30,14 +30,13 @@ from titn.training.preparation import (
     check_room,
     check_same_data,
     check_surroundings,
-    load_data,
     open_run,
-    use_device,
+    prepare,
 )
 from titn.training.result import Result, result_of, show_result
 from titn.training.run import Run, RunInUse
 from titn.training.schedule import Schedule
-from titn.training.switches import describe, select
+from titn.training.switches import describe
 from titn.training.targets import teacher_targets
 from titn.training.trainer import Trainer
 
@@ -61,9 +60,7 @@ def train(config: RunConfig, *, console: Console | None = None, dataset: Dataset
     check_surroundings()
     console = console or Console()
     config, run = open_run(config)
-    switches = select(config)
-    use_device(switches.device)
-    dataset = load_data(config, dataset)
+    switches, dataset = prepare(config, dataset)
     schedule = Schedule.of(config, len(dataset.train_labels), switches.device.type)
     torch.manual_seed(config.seed)
     spec = NetworkSpec.of(config, dataset)

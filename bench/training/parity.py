@@ -164,7 +164,7 @@ def measure(at: Setting, data: Dataset) -> dict[str, Any]:
             pipelines[name] = make_pipeline(data, backend=name, device=at.device)  # type: ignore[arg-type]
         except Exception as error:
             reasons[name] = described(error)
-    images = data.train_images
+    images = np.asarray(data.train_images)
     section: dict[str, Any] = {"dataset": data.name, "images": len(images), "reasons": reasons, "rows": []}
     for case in cases(len(images), data.image_size):
         reference = made(pipelines["torch"], case.plan)

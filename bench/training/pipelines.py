@@ -58,7 +58,7 @@ class Samples(Dataset[tuple[Any, int]]):
     def __init__(self, data: ImageSet, transform: Callable[[Any], Any]) -> None:
         from PIL import Image
 
-        self.images = [Image.fromarray(image.squeeze()).convert("RGB") for image in data.train_images]
+        self.images = [Image.fromarray(image.squeeze()).convert("RGB") for image in np.asarray(data.train_images)]
         self.labels, self.transform = data.train_labels.tolist(), transform
 
     def __len__(self) -> int:
@@ -139,7 +139,7 @@ def kornia_batches(data: ImageSet, batch_size: int, workers: int, device: torch.
     import kornia.augmentation as K
     from kornia.augmentation.auto import AutoAugment
 
-    images = torch.from_numpy(np.ascontiguousarray(data.train_images.transpose(0, 3, 1, 2))).to(device)
+    images = torch.from_numpy(np.ascontiguousarray(np.asarray(data.train_images).transpose(0, 3, 1, 2))).to(device)
     labels = torch.from_numpy(data.train_labels).to(device)
     size = (data.image_size, data.image_size)
     single = K.AugmentationSequential(

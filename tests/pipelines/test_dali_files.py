@@ -7,9 +7,10 @@ import pytest
 import torch
 from PIL import Image
 
-from titn.pipelines import Augmentation, DaliPipeline, EpochPlan
-from titn.pipelines.dali_files import DaliFilePipeline, by_pillow, read_header
+from titn.pipelines import Augmentation, DaliPipeline, EpochPlan, ImageFiles
+from titn.pipelines.dali_files import DaliFilePipeline
 from titn.pipelines.dali_pipeline import PACKAGE
+from titn.pipelines.image_files import by_pillow, digest, read_header
 
 if DaliPipeline.reasons(torch.device("cpu"), 32):
     pytest.skip(f"{PACKAGE} is not installed: nothing of the dali pipeline was tested", allow_module_level=True)
@@ -26,7 +27,7 @@ def photographs() -> list[np.ndarray]:
 
 
 def build(paths: list[Path], device: str = "cpu", **options: object) -> DaliFilePipeline:
-    return DaliFilePipeline(paths, np.arange(len(paths)), SIZE, **VALUES, device=device, **options)
+    return DaliFilePipeline(ImageFiles(paths, SIZE), np.arange(len(paths)), **VALUES, device=device, **options)
 
 
 def stored(pipeline: DaliFilePipeline) -> np.ndarray:
@@ -38,7 +39,7 @@ def stored(pipeline: DaliFilePipeline) -> np.ndarray:
 
 
 def expected(paths: list[Path]) -> np.ndarray:
-    return np.stack([by_pillow(path.read_bytes(), SIZE) for path in paths]).astype(np.float64)
+    return np.stack([by_pillow(path, SIZE) for path in paths]).astype(np.float64)
 
 
 def save(folder: Path, name: str, image: Image.Image, **options: object) -> Path:
@@ -58,7 +59,7 @@ def test_files_of_the_right_size_are_pillows_bit_for_bit(
 ) -> None:
     pieces = [photograph[top : top + SIZE, 50 : 50 + SIZE] for photograph in photographs for top in range(0, 300, 60)]
     paths = [save(tmp_path, f"{row}.{ending}", Image.fromarray(piece)) for row, piece in enumerate(pieces)]
-    assert all(read_header(path).by_dali for path in paths)
+    assert all(read_header(path.read_bytes()).by_dali for path in paths)
     tolerance = 0 if device == "cpu" else 2  # nvJPEG has an inverse transform of its own
     np.testing.assert_allclose(stored(build(paths, device)), expected(paths), rtol=0, atol=tolerance)
 
@@ -95,7 +96,7 @@ def test_odd_images_are_converted_as_pillow_does(photographs: list[np.ndarray], 
     ]
     plain = [save(tmp_path, "grey.jpg", square.convert("L")), save(tmp_path, "grey.png", square.convert("L"))]
     plain += [save(tmp_path, f"turned{way}.jpg", square, exif=turned(way)) for way in range(1, 9)]
-    assert not any(read_header(path).by_dali for path in odd) and all(read_header(path).by_dali for path in plain)
+    assert [read_header(path.read_bytes()).by_dali for path in odd + plain] == [False] * len(odd) + [True] * len(plain)
     actual = stored(build(odd + plain, device))
     np.testing.assert_array_equal(actual[: len(odd)], expected(odd))
     np.testing.assert_allclose(actual[len(odd) :], expected(plain), rtol=0, atol=0 if device == "cpu" else 2)
@@ -135,9 +136,9 @@ def damaged(photographs: list[np.ndarray], tmp_path: Path) -> list[Path]:
 
 
 def test_a_bad_file_is_named(damaged: list[Path]) -> None:
+    pipeline = build(damaged)
     with pytest.raises(ValueError, match=r"cannot decode the image .*text\.png: it is no image of a known format"):
-        build(damaged)
-    pipeline = build(damaged[:2])
+        pipeline.plain([0, 2, 3])
     with pytest.raises(ValueError, match=r"cannot decode the image .*cut\.jpg: .*truncated"):
         pipeline.plain([0, 1])
     assert pipeline.plain([0]).images.isfinite().all()  # it goes on with good ones
@@ -147,16 +148,15 @@ def test_a_bad_file_is_named(damaged: list[Path]) -> None:
     pipeline.close()
 
 
-def test_bad_files_are_left_out_and_counted(damaged: list[Path]) -> None:
-    pipeline = build(damaged, skip_bad=True)
-    assert len(pipeline) == 2 and [path.name for path, _ in pipeline.skipped] == ["cut.jpg", "text.png"]
-    batch = pipeline.plain([0, 1])
-    assert batch.labels_a.tolist() == [0, 3]
-    assert (stored(pipeline) != 0).any((1, 2, 3)).all()
-    with pytest.raises(ValueError, match="none of 2 files can be decoded"):
-        build(damaged[1:3], skip_bad=True)
-
-
-def test_as_many_labels_as_paths(damaged: list[Path]) -> None:
-    with pytest.raises(ValueError, match="as many paths as labels, not 4 and 3"):
-        DaliFilePipeline(damaged, np.arange(3), SIZE, **VALUES)
+def test_files_are_used_as_the_array_that_they_would_make(photographs: list[np.ndarray], tmp_path: Path) -> None:
+    cuts = [photograph[top : top + 80, 20:150] for photograph in photographs for top in range(0, 300, 50)]
+    paths = [save(tmp_path, f"{row}.png", Image.fromarray(cut)) for row, cut in enumerate(cuts)]
+    files, array = ImageFiles(paths, SIZE), np.stack([by_pillow(path, SIZE) for path in paths])
+    assert (files.shape, files.ndim, files.dtype, files.size) == (array.shape, 4, np.uint8, array.size)
+    odd = np.arange(12) % 2 == 1
+    for rows in (slice(3, 7), slice(None), odd, np.array([4, 4, 0])):
+        np.testing.assert_array_equal(np.asarray(files[rows]), array[rows])
+    np.testing.assert_array_equal(files[5], array[5])
+    assert digest(files) == digest(array) and digest(files[odd]) == digest(array[odd]) != digest(array[~odd])
+    with pytest.raises(ValueError, match=r"cannot decode the image .*absent\.png"):
+        np.asarray(ImageFiles([tmp_path / "absent.png"], SIZE))

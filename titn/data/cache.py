@@ -12,7 +12,7 @@ import hashlib
 import json
 import os
 import stat
-from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,11 +20,13 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
+from titn.data.decoding import memory_shortage
 from titn.data.splits import Source, Splits, channel_statistics, shown
 from titn.errors import UserError
 from titn.files import sha256, write_atomic
+from titn.pipelines.image_files import ImageFiles, digest
 
-_VERSION = 2
+_VERSION = 3
 _ARRAYS = ("train_images", "train_labels", "test_images", "test_labels")
 _OPTIONAL = ("val_images", "val_labels", "train_keys")
 _FACTS = ("class_names", "test_names", "notes")
@@ -49,45 +51,53 @@ def cache_folder() -> Path | None:
         return None
 
 
-def digest(arrays: Sequence[np.ndarray]) -> str:
-    """SHA-256 of the arrays' types, shapes and contents."""
-    state = hashlib.sha256()
-    for array in arrays:
-        state.update(f"{array.dtype.str}{array.shape}".encode())
-        state.update(np.ascontiguousarray(array).data)
-    return state.hexdigest()
-
-
-def read_through_cache(source: Source, image_size: int) -> Decoded:
+def read_through_cache(source: Source, image_size: int, *, in_files: bool | None = False) -> Decoded:
     """The source's images and their statistics from the cache, or computed and then stored there.
 
     A damaged cache file is replaced. Where the cache cannot be written, the images are decoded on every start, and a
     note says why.
 
+    Args:
+        source: where the data set was found.
+        image_size: in pixels.
+        in_files: leave images in their files where each has its own: they are decoded twice, and what is kept is what
+            was found out about them, for as long as every file has its size and time of change. None: where they do not
+            fit into memory, which a note says.
+
     Raises:
         UserError: a source file cannot be read.
     """
-    key = _key(source, image_size)
+    said = source.notes
+    if source.read_files is None:
+        in_files = False
+    elif in_files is None and (shortage := memory_shortage(len(source.files), image_size, 3)):
+        in_files = True
+        said += (f"images are decoded anew for every batch: {shortage}",)
+    read = source.read_files if in_files and source.read_files else source.read
+    key = _key(source, image_size, bool(in_files))
     folder = cache_folder()
     path = None if folder is None else folder / f"{key}.safetensors"
-    decoded = None if path is None else _load(path)
+    decoded = None if path is None else _load(path, source, image_size)
     if decoded is not None:
-        return decoded._replace(notes=source.notes + decoded.splits.notes)
-    splits = source.read(image_size)
+        return decoded._replace(notes=said + decoded.splits.notes)
+    splits = read(image_size)
     decoded = Decoded(splits, *channel_statistics(splits.train_images))
-    reason = "there is no home folder; name one with TITN_CACHE" if path is None else _store(path, decoded)
-    notes = source.notes + splits.notes
+    reason = "there is no home folder; name one with TITN_CACHE" if path is None else _store(path, source, decoded)
+    notes = said + splits.notes
     if reason:
         notes += (f"decoded images are not kept, so that every start decodes them again: {reason}",)
     return decoded._replace(notes=notes)
 
 
-def _key(source: Source, image_size: int) -> str:
-    state = hashlib.sha256(f"{_VERSION} {source.layout} {image_size}".encode("utf-8", "surrogateescape"))
+def _key(source: Source, image_size: int, in_files: bool) -> str:
+    form = "files " if in_files else ""
+    state = hashlib.sha256(f"{_VERSION} {form}{source.layout} {image_size}".encode("utf-8", "surrogateescape"))
     for path in source.files:
         _check_file(path, source.largest_file)
         try:
-            state.update(b"\n" + os.fsencode(os.path.relpath(path, source.folder)) + b"\0" + sha256(path).encode())
+            facts = path.stat()
+            content = f"{facts.st_size} {facts.st_mtime_ns}" if in_files else sha256(path)
+            state.update(b"\n" + os.fsencode(os.path.relpath(path, source.folder)) + b"\0" + content.encode())
         except OSError as error:
             raise UserError(f"cannot read {shown(path)}: {error.strerror}") from None
     return state.hexdigest()
@@ -109,7 +119,7 @@ def _check_file(path: Path, largest: int) -> None:
         raise UserError(f"cannot read {shown(path)}: it has {facts.st_size:,} bytes, at most {largest:,} are read")
 
 
-def _load(path: Path) -> Decoded | None:
+def _load(path: Path, source: Source, image_size: int) -> Decoded | None:
     try:
         if not path.is_file():
             return None
@@ -120,17 +130,32 @@ def _load(path: Path) -> Decoded | None:
             return None
         facts = json.loads(metadata["facts"])
         named: dict[str, Any] = {name: None if facts[name] is None else tuple(facts[name]) for name in _FACTS}
-        return Decoded(Splits(**arrays, **named), tuple(facts["mean"]), tuple(facts["std"]))
-    except (OSError, safetensors.SafetensorError, KeyError, TypeError, ValueError, UserError):
+        images: dict[str, Any] = {
+            name: ImageFiles([source.files[row] for row in arrays.pop(name).tolist()], image_size, sha256)
+            for name, sha256 in facts["in_files"].items()
+        }
+        splits = Splits(**arrays, **images, **named)
+        if facts["val_is_test"]:
+            splits = replace(splits, val_images=splits.test_images, val_labels=splits.test_labels)
+        return Decoded(splits, tuple(facts["mean"]), tuple(facts["std"]))
+    except (OSError, safetensors.SafetensorError, LookupError, TypeError, ValueError, UserError):
         return None
 
 
-def _store(path: Path, decoded: Decoded) -> str | None:
-    """Write the cache file; the reason if that is impossible."""
+def _store(path: Path, source: Source, decoded: Decoded) -> str | None:
+    """Write the cache file, of images in files which files they are; the reason if that is impossible."""
     arrays = {name: getattr(decoded.splits, name) for name in (*_ARRAYS, *_OPTIONAL)}
+    in_files = {name: images for name, images in arrays.items() if isinstance(images, ImageFiles)}
+    rows = {file: row for row, file in enumerate(source.files)} if in_files else {}
+    for name, images in in_files.items():
+        arrays[name] = np.array([rows[file] for file in images.paths], np.int64)
+    one = decoded.splits.val_images is decoded.splits.test_images
+    if one:
+        arrays |= {"val_images": None, "val_labels": None}
     tensors = {name: np.ascontiguousarray(array) for name, array in arrays.items() if array is not None}
-    named = {name: getattr(decoded.splits, name) for name in _FACTS}
-    facts = json.dumps(named | {"mean": decoded.mean, "std": decoded.std})
+    named: dict[str, Any] = {name: getattr(decoded.splits, name) for name in _FACTS}
+    named["in_files"] = {name: digest(images) for name, images in in_files.items() if name in tensors}
+    facts = json.dumps(named | {"val_is_test": one, "mean": decoded.mean, "std": decoded.std})
     metadata = {"facts": facts, "seal": _seal(tensors, facts)}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -143,5 +168,5 @@ def _store(path: Path, decoded: Decoded) -> str | None:
 
 
 def _seal(arrays: dict[str, np.ndarray], facts: str) -> str:
-    named = f"{sorted(arrays)}{digest([arrays[name] for name in sorted(arrays)])}{facts}"
+    named = f"{[(name, digest(arrays[name])) for name in sorted(arrays)]}{facts}"
     return hashlib.sha256(named.encode()).hexdigest()

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from titn.data.cache import digest, read_through_cache
+from titn.data.cache import read_through_cache
 from titn.data.decoding import resize_grey
 from titn.data.folders import ARCHIVES, is_folder
 from titn.data.known import KNOWN, check_classes, find_folder, find_known
@@ -29,6 +29,7 @@ from titn.data.splits import (
     stratified_test_rows,
 )
 from titn.errors import UserError
+from titn.pipelines.image_files import ImageFiles, Images, digest
 
 DATASETS = ("digits", *KNOWN)
 _MAX_IMAGE_SIZE = 4096
@@ -36,11 +37,11 @@ _MAX_IMAGE_SIZE = 4096
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """A data set in memory.
+    """A data set in memory, or with its images in files that are decoded when they are needed.
 
     Attributes:
         name: as asked for; for a folder, its own name.
-        train_images: uint8 [N, H, W, C], H = W = image_size; C = 1 for digits and mnist, else 3 (RGB).
+        train_images: uint8 [N, H, W, C] or `ImageFiles`, H = W = image_size; C = 1 for digits and mnist, else 3 (RGB).
         train_labels: int64 [N], from 0 to num_classes - 1.
         test_images: uint8 [N_test, H, W, C].
         test_labels: int64 [N_test].
@@ -61,15 +62,15 @@ class Dataset:
     """
 
     name: str
-    train_images: np.ndarray
+    train_images: Images
     train_labels: np.ndarray
-    test_images: np.ndarray
+    test_images: Images
     test_labels: np.ndarray
     class_names: tuple[str, ...]
     mean: tuple[float, ...]
     std: tuple[float, ...]
     fingerprint: str = ""
-    val_images: np.ndarray | None = None
+    val_images: Images | None = None
     val_labels: np.ndarray | None = None
     train_keys: np.ndarray | None = None
     test_names: tuple[str, ...] | None = None
@@ -80,8 +81,8 @@ class Dataset:
             images, labels = getattr(self, f"{kind}_images"), getattr(self, f"{kind}_labels")
             if kind == "val" and images is None and labels is None:
                 continue
-            images, labels = np.asarray(images), np.asarray(labels)
-            if images.dtype != np.uint8 or images.shape[1:] != np.shape(self.train_images)[1:] or images.ndim != 4:
+            images, labels = images if isinstance(images, ImageFiles) else np.asarray(images), np.asarray(labels)
+            if images.dtype != np.uint8 or images.shape[1:] != self.train_images.shape[1:] or images.ndim != 4:
                 raise UserError(
                     f"the {title} images must be uint8 [N, H, W, C], all splits of one size, not {images.dtype} "
                     f"{list(images.shape)}"
@@ -106,6 +107,11 @@ class Dataset:
     def num_classes(self) -> int:
         """Number of classes."""
         return len(self.class_names)
+
+    @property
+    def in_files(self) -> bool:
+        """Whether the images are in files."""
+        return isinstance(self.train_images, ImageFiles)
 
     @property
     def channels(self) -> int:
@@ -136,7 +142,7 @@ class Dataset:
         for kind in SPLIT_TITLES:
             images, labels = getattr(self, f"{kind}_images"), getattr(self, f"{kind}_labels")
             if images is not None:
-                contents[kind] = {"images": len(images), "pixels": digest([images]), "labels": digest([labels])}
+                contents[kind] = {"images": len(images), "pixels": digest(images), "labels": digest(labels)}
         return contents
 
 
@@ -188,6 +194,7 @@ def load_dataset(
     image_size: int = 32,
     limit_train: int | None = None,
     skip_bad_images: bool = False,
+    in_files: bool | None = False,
 ) -> Dataset:
     """Read a data set; decoded images are kept in the user's cache folder (see `titn.data.cache`).
 
@@ -203,6 +210,8 @@ def load_dataset(
         image_size: height and width of the result, in pixels.
         limit_train: use this many training images: a fixed random subset, as balanced over the classes as it can be.
         skip_bad_images: of a folder of images, leave out what cannot be read; a note counts it.
+
+        in_files: of a folder of images, leave them in their files; None: where they do not fit into memory.
 
     Raises:
         UserError: nothing was found and nothing could be downloaded; a file is damaged, missing or empty; an image
@@ -222,14 +231,21 @@ def load_dataset(
         mean, std = channel_statistics(splits.train_images)
     elif name in KNOWN:
         source = find_known(name, root)
-        splits, mean, std, notes = read_through_cache(source, image_size)
+        splits, mean, std, notes = read_through_cache(source, image_size, in_files=in_files)
         check_classes(name, splits, source.folder)
         splits = replace(splits, train_keys=None)
     else:
         folder, *others = _folders(name, root)
-        splits, mean, std, notes = read_through_cache(find_folder(folder, skip_bad=skip_bad_images), image_size)
+        splits, mean, std, notes = read_through_cache(
+            find_folder(folder, skip_bad=skip_bad_images), image_size, in_files=in_files
+        )
         notes += tuple(f"{shown(folder)} is read, and not {shown(other)}" for other in others)
         name = shown(folder.resolve().name) or "folder"
+    notes += tuple(
+        f"every pixel of every training image has the same value in channel {channel}"
+        for channel, deviation in enumerate(std)
+        if deviation == 1.0  # of values from 0 to 1, half is the most there is
+    )
     images, labels, keys = splits.train_images, splits.train_labels, splits.train_keys
     if limit_train is not None:
         rows = balanced_subset(labels, limit_train, keys)

@@ -68,6 +68,7 @@ def decode_all(
     size: int,
     channels: int,
     bad: dict[int, str] | None = None,
+    keep: bool = True,
 ) -> DecodedImages:
     """Decode `count` images into one array.
 
@@ -78,6 +79,7 @@ def decode_all(
         size: height and width, in pixels.
         channels: 1 or 3.
         bad: where given, takes the reason for each image that cannot be read, by number; its pixels are then zero.
+        keep: whether the pixels are wanted; without, there are no images (0 of them).
 
     Returns:
         The images, uint8 [count, size, size, channels], and what `decode` says of each.
@@ -85,27 +87,28 @@ def decode_all(
     Raises:
         UserError: an image cannot be read and there is no `bad`, or all of them do not fit into memory.
     """
-    needed, available = count * size * size * channels, available_memory()
-    if needed > available:
+    if keep and (shortage := memory_shortage(count, size, channels)):
         raise UserError(
-            f"{count:,} images of {size}x{size} pixels take {needed / 2**30:,.1f} GiB, and {available / 2**30:,.1f} "
-            f"GiB of memory are free; use a smaller --image-size, or in Python titn.pipelines.dali_files."
-            f"DaliFilePipeline, which decodes the files of each batch"
+            f"{shortage}; use a smaller --image-size, or --pipeline dali on a folder of image files, which decodes "
+            f"those of each batch"
         )
-    images = np.empty((count, size, size, channels), np.uint8)
+    images = np.empty((count if keep else 0, size, size, channels), np.uint8)
     keys, transparent = np.empty(count, np.uint64), np.empty(count, bool)
 
     def run(rows: Sequence[int]) -> None:
         for row in rows:
             try:
-                images[row], keys[row], transparent[row] = decode(load(row), size, channels)
+                pixels, keys[row], transparent[row] = decode(load(row), size, channels)
+                if keep:
+                    images[row] = pixels
             except Exception as error:  # decoders of damaged files raise many types
                 reason = str(error) or type(error).__name__
                 if isinstance(error, Image.UnidentifiedImageError):
                     reason = "it is no image of a known format"
                 if bad is None:
                     raise UserError(f"cannot read the image {where(row)}: {reason}") from None
-                bad[row], images[row], keys[row], transparent[row] = reason, 0, 0, False
+                bad[row], keys[row], transparent[row] = reason, 0, False
+                images[row : row + 1] = 0
 
     try:
         small = len(load(0)) < _SMALL
@@ -119,6 +122,17 @@ def decode_all(
             for _ in pool.map(run, np.array_split(np.arange(count), min(count, 64 * (os.cpu_count() or 1)))):
                 pass
     return DecodedImages(images, keys, transparent)
+
+
+def memory_shortage(count: int, size: int, channels: int) -> str | None:
+    """In words, why so many images of size x size pixels do not fit into memory; None: they do."""
+    needed, available = count * size * size * channels, available_memory()
+    if needed <= available:
+        return None
+    return (
+        f"{count:,} images of {size}x{size} pixels take {needed / 2**30:,.1f} GiB, and {available / 2**30:,.1f} GiB of "
+        f"memory are free"
+    )
 
 
 def available_memory() -> int:

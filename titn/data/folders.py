@@ -12,15 +12,16 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from torchvision.datasets.folder import IMG_EXTENSIONS, has_file_allowed_extension
 
 from titn.data.cache import cache_folder
-from titn.data.decoding import DecodedImages, decode_all
+from titn.data.decoding import decode_all
 from titn.data.splits import (
     SPLIT_TITLES,
     Part,
@@ -35,6 +36,7 @@ from titn.data.splits import (
     split_words,
 )
 from titn.errors import UserError
+from titn.pipelines.image_files import ImageFiles
 
 EXTENSIONS = (*IMG_EXTENSIONS, ".gif", ".jfif", ".jpe", ".jp2", ".tga", ".avif")
 ARCHIVES = (".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".7z", ".rar")
@@ -196,9 +198,15 @@ def find_image_folder(folder: Folder, layout: str = "folder", *, skip_bad: bool 
     rows = [(kind, label, path) for kind, part in parts.items() for label in part for path in part[label]]
     files = tuple(path for _, _, path in rows if not (skip_bad and _is_empty(path)))  # an empty one is a bad one
     plan = "\n".join(f"{kind}/{label}/{os.path.relpath(path, root)}" for kind, label, path in rows)
-    read = _reader(root, rows, list(parts["train"]), skip_bad)
+    read = partial(_read, root, rows, list(parts["train"]), skip_bad)
     return Source(
-        root, files, f"{layout}{' without bad images' if skip_bad else ''}\n{plan}", read, tuple(notes), _LARGEST_IMAGE
+        root,
+        files,
+        f"{layout}{' without bad images' if skip_bad else ''}\n{plan}",
+        read,
+        tuple(notes),
+        _LARGEST_IMAGE,
+        partial(read, keep=False),
     )
 
 
@@ -241,41 +249,46 @@ def _parts(folder: Folder) -> tuple[dict[str, dict[str, list[Path]]], list[str]]
     return parts, notes
 
 
-def _reader(root: Path, rows: list[tuple[str, str, Path]], names: list[str], skip_bad: bool) -> Callable[[int], Splits]:
-    def read(size: int) -> Splits:
-        files = [path for _, _, path in rows]
-        bad: dict[int, str] = {}
-        decoded = decode_all(
-            len(files),
-            lambda row: files[row].read_bytes(),
-            lambda row: shown(files[row]),
-            size=size,
-            channels=3,
-            bad=bad if skip_bad else None,
+def _read(
+    root: Path, rows: list[tuple[str, str, Path]], names: list[str], skip_bad: bool, size: int, *, keep: bool = True
+) -> Splits:
+    """The images of `rows`, each (split, class, file), in memory, or without `keep` left in their files."""
+    files = [path for _, _, path in rows]
+    bad: dict[int, str] = {}
+    decoded = decode_all(
+        len(files),
+        lambda row: files[row].read_bytes(),
+        lambda row: shown(files[row]),
+        size=size,
+        channels=3,
+        bad=bad if skip_bad else None,
+        keep=keep,
+    )
+    everything = decoded.images if keep else ImageFiles(files, size)
+    kept = np.array([row for row in range(len(files)) if row not in bad], np.int64)
+    numbers = {name: number for number, name in enumerate(names)}
+    labels = np.array([numbers[label] for _, label, _ in rows], np.int64)
+    parts, start = {}, 0
+    for kind, count in Counter(rows[row][0] for row in kept.tolist()).items():
+        end = start + count
+        of_split = kept[start:end] if bad else slice(start, end)  # a slice copies nothing
+        parts[kind] = Part(
+            everything[of_split],
+            labels[of_split],
+            decoded.keys[of_split],
+            decoded.transparent[of_split],
+            [shown(os.path.relpath(files[row], root)) for row in kept[start:end].tolist()],
         )
-        kept = [row for row in range(len(files)) if row not in bad]
-        numbers = {name: number for number, name in enumerate(names)}
-        labels = np.array([numbers[rows[row][1]] for row in kept], np.int64)
-        shown_names = [shown(os.path.relpath(files[row], root)) for row in kept]
-        if bad:
-            decoded = DecodedImages(*(array[kept] for array in decoded))
-        parts, start = {}, 0
-        for kind, count in Counter(rows[row][0] for row in kept).items():
-            end = start + count
-            images, keys, transparent = (array[start:end] for array in decoded)
-            parts[kind] = Part(images, labels[start:end], keys, transparent, shown_names[start:end])
-            start = end
-        if "train" not in parts:
-            raise UserError(f"none of the training images in {shown(root)} can be read")
-        splits = settle(parts, tuple(map(shown, names)))
-        if not bad:
-            return splits
-        first = min(bad)
-        named = listing(shown(os.path.relpath(files[row], root)) for row in sorted(bad))
-        note = f"{len(bad):,} images left out, since they cannot be read: {named} (the first: {shown(bad[first])})"
-        return replace(splits, notes=(*splits.notes, note))
-
-    return read
+        start = end
+    if "train" not in parts:
+        raise UserError(f"none of the training images in {shown(root)} can be read")
+    splits = settle(parts, tuple(map(shown, names)))
+    if not bad:
+        return splits
+    first = min(bad)
+    named = listing(shown(os.path.relpath(files[row], root)) for row in sorted(bad))
+    note = f"{len(bad):,} images left out, since they cannot be read: {named} (the first: {shown(bad[first])})"
+    return replace(splits, notes=(*splits.notes, note))
 
 
 def _find_splits(folder: Folder) -> tuple[Folder, dict[str, Folder], list[str]]:

@@ -20,13 +20,13 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 
 from titn.errors import UserError
+from titn.pipelines.image_files import Images, chunks
 
 T = TypeVar("T")
 TEST_SHARE, DEVELOPMENT_SHARE = 0.2, 0.1
 _SPLIT_KEY = 20
 _SUBSET_KEY = 21
 _DEVELOPMENT_KEY = 22
-_CHUNK = 1024
 _NAMED = 3
 # The words are those of Hugging Face's `datasets` (its data_files.py).
 _SPLIT_WORDS = {
@@ -45,14 +45,14 @@ class Part(NamedTuple):
     """One split as read.
 
     Attributes:
-        images: uint8 [N, H, W, C].
+        images: uint8 [N, H, W, C], in memory or in files.
         labels: int64 [N].
         keys: uint64 [N], of the images' content.
         transparent: bool [N], which images are composed on white.
         names: N file names or the like.
     """
 
-    images: np.ndarray
+    images: Images
     labels: np.ndarray
     keys: np.ndarray
     transparent: np.ndarray
@@ -73,12 +73,12 @@ class Splits:
         UserError: a label has no class name, a split is empty, or there are fewer than two classes.
     """
 
-    train_images: np.ndarray
+    train_images: Images
     train_labels: np.ndarray
-    test_images: np.ndarray
+    test_images: Images
     test_labels: np.ndarray
     class_names: tuple[str, ...]
-    val_images: np.ndarray | None = None
+    val_images: Images | None = None
     val_labels: np.ndarray | None = None
     train_keys: np.ndarray | None = None
     test_names: tuple[str, ...] | None = None
@@ -108,6 +108,7 @@ class Source:
         files: every file that `read` depends on.
         layout: everything else that `read` depends on, as text.
         read: gives the data set at an image size in pixels.
+        read_files: gives it with the images left in their files; None: they are not files of one image each.
         notes: what a user should know about the files, a line each.
         largest_file: bytes above which a file is refused.
     """
@@ -118,6 +119,7 @@ class Source:
     read: Callable[[int], Splits]
     notes: tuple[str, ...] = ()
     largest_file: int = 16 << 30
+    read_files: Callable[[int], Splits] | None = None
 
 
 def shown(text: str | Path) -> str:
@@ -229,9 +231,6 @@ def _remarks(train: Part, val: Part | None, test: Part, class_names: Sequence[st
     same = [class_names[label] for label in np.flatnonzero((sizes > 1) & (lowest == highest)).tolist()]
     if same and len(keys) > 1:
         remarks.append(f"classes whose training images are all identical: {listing(same)}")
-    for channel in range(train.images.shape[3]):
-        if len(train.images) > 1 and train.images[..., channel].min() == train.images[..., channel].max():
-            remarks.append(f"every pixel of every training image has the same value in channel {channel}")
     pairs = np.unique(np.stack([train.keys, train.labels.astype(np.uint64)], 1), axis=0)
     if (torn := len(pairs) - len(keys)) > 0:
         remarks.append(f"identical training images lie in more than one class ({torn:,} times)")
@@ -353,11 +352,11 @@ def balanced_subset(labels: np.ndarray, size: int, keys: np.ndarray | None = Non
     return np.sort(np.lexsort((draws, _rank_in_class(labels, draws)))[:size])
 
 
-def channel_statistics(images: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def channel_statistics(images: Images) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation (of the population) per channel, 0..1 scale, from exact integer sums.
 
     Args:
-        images: uint8 [N, H, W, C].
+        images: uint8 [N, H, W, C], in memory or in files.
 
     Returns:
         (mean, std), each with C floats. A channel that never changes gets std 1, so that it normalises to zero.
@@ -365,8 +364,7 @@ def channel_statistics(images: np.ndarray) -> tuple[tuple[float, ...], tuple[flo
     channels = images.shape[3]
     values = np.arange(256)
     counts = np.zeros((channels, 256), np.int64)
-    for start in range(0, len(images), _CHUNK):
-        chunk = images[start : start + _CHUNK]
+    for chunk in chunks(images):
         for channel in range(channels):
             counts[channel] += np.bincount(chunk[..., channel].ravel(), minlength=256)
     mean, std = [], []

@@ -15,7 +15,7 @@ from torch import nn
 from titn.config import AugmentationSettings, Config, RunConfig, ScheduleSettings, flag
 from titn.data.dataset import Dataset, explain_difference, load_dataset
 from titn.errors import UserError
-from titn.pipelines import Augmentation
+from titn.pipelines import Augmentation, DaliPipeline
 from titn.teachers.find import TeacherSource
 from titn.training.average import WeightAverage
 from titn.training.captured import CapturedStep, take_kernels
@@ -23,7 +23,7 @@ from titn.training.optimizers import build_optimizer, check_optimizer
 from titn.training.run import Run
 from titn.training.schedule import Schedule
 from titn.training.step import TrainStep, compile_network, distillation_objective
-from titn.training.switches import Switches
+from titn.training.switches import Switches, select
 from titn.training.teacher_cache import REFILL
 
 MAY_CHANGE = {"resume", "runs_dir", "device", "data_dir", "lr", "amp", "teacher_cache"}
@@ -73,8 +73,28 @@ def open_run(config: Config) -> tuple[Config, Run | None]:
     return stored.changed(**changes, runs_dir=str(run.folder.parent)), run
 
 
-def load_data(config: RunConfig, dataset: Dataset | None) -> Dataset:
-    """The configured data set, or the one given.
+def prepare(config: RunConfig, dataset: Dataset | None) -> tuple[Switches, Dataset]:
+    """What is on, with its device made the current one, and the data set: the configured one, or the one given.
+
+    Images of a folder stay in their files where --pipeline dali asks for it, or where they do not fit into memory and
+    DALI can run: then it makes the batches.
+
+    Raises:
+        UserError: something that was asked for cannot run here, or as of `load_data`.
+    """
+    switches = select(config)
+    use_device(switches.device)
+    in_files = None if config.pipeline == "auto" and not DaliPipeline.reasons(switches.device, 0) else False
+    dataset = load_data(config, dataset, in_files=True if config.pipeline == "dali" else in_files)
+    if dataset.in_files and switches.pipeline != "dali":
+        if config.pipeline != "auto":
+            raise UserError(f"--pipeline {config.pipeline} needs the images in memory; use --pipeline dali")
+        switches = select(config.changed(pipeline="dali"))
+    return switches, dataset
+
+
+def load_data(config: RunConfig, dataset: Dataset | None, *, in_files: bool | None = False) -> Dataset:
+    """The configured data set, or the one given; `in_files` as of `load_dataset`.
 
     Raises:
         UserError: it cannot be read, or the configuration asks for another than the one given.
@@ -86,6 +106,7 @@ def load_data(config: RunConfig, dataset: Dataset | None) -> Dataset:
             image_size=config.image_size,
             limit_train=config.limit_train,
             skip_bad_images=config.skip_bad_images,
+            in_files=in_files,
         )
     images = len(dataset.train_labels)
     if config.image_size != dataset.image_size or config.limit_train not in (None, images):

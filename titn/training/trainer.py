@@ -23,7 +23,8 @@ from titn.data.dataset import Dataset
 from titn.errors import Interrupted, UserError
 from titn.metrics import classification_metrics
 from titn.network import NetworkSpec
-from titn.pipelines import Augmentation, EpochPlan, Pipeline, TorchPipeline
+from titn.pipelines import Augmentation, EpochPlan, ImageFiles, Pipeline, TorchPipeline
+from titn.pipelines.image_files import Images
 from titn.training import checkpoint
 from titn.training.checkpoint import Progress
 from titn.training.interrupt import StopRequest
@@ -315,7 +316,7 @@ def test_logits(module: nn.Module, dataset: Dataset, device: torch.device) -> Te
 def evaluation_logits(
     module: nn.Module,
     dataset: Dataset,
-    images: np.ndarray,
+    images: Images,
     labels: np.ndarray,
     device: torch.device,
     batch_size: int | None = None,
@@ -325,7 +326,7 @@ def evaluation_logits(
     Args:
         module: on `device`; it is left in evaluation mode.
         dataset: gives mean and deviation.
-        images: uint8 [N, S, S, C].
+        images: uint8 [N, S, S, C], in memory or in files.
         labels: int64 [N].
         device: where to compute.
         batch_size: images at a time; None: 250, on a GPU 2,000 of 32x32 pixels, fewer of more pixels.
@@ -334,8 +335,12 @@ def evaluation_logits(
         batch_size = 250
         if device.type == "cuda":  # launches cost more than arithmetic, and nothing waits before the last
             batch_size = min(2000, max(250, 2000 * 32**2 // dataset.image_size**2))
-    pipeline = TorchPipeline(images, labels, mean=dataset.mean, std=dataset.std, device=device)
     module.eval()
+    held = batch_size if isinstance(images, ImageFiles) else len(labels)  # images at a time in memory
+    logits = []
     with torch.compiler.set_stance("force_eager"):
-        ids = torch.arange(len(labels))
-        return torch.cat([module(pipeline.plain(chunk).images).float() for chunk in ids.split(batch_size)]).cpu()
+        for part in (slice(start, start + held) for start in range(0, len(labels), held)):
+            pipeline = TorchPipeline(images[part], labels[part], mean=dataset.mean, std=dataset.std, device=device)
+            ids = torch.arange(len(pipeline)).split(batch_size)
+            logits += [module(pipeline.plain(chunk).images).float() for chunk in ids]
+    return torch.cat(logits).cpu()

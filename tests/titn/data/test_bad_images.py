@@ -58,6 +58,6 @@ def test_what_does_not_fit_into_memory_is_refused_with_a_way_out(
     monkeypatch.setattr(decoding, "available_memory", lambda: 3 * 2**10)
     text = message(str(image_folder))
     assert "30 images of 32x32 pixels take 0.0 GiB, and 0.0 GiB of memory are free" in text
-    assert "DaliFilePipeline" in text and "--image-size" in text
+    assert "--pipeline dali" in text and "--image-size" in text
     monkeypatch.setattr(decoding, "available_memory", lambda: 30 * 32 * 32 * 3)
     assert np.shape(load_dataset(str(image_folder)).train_images)[1:] == (32, 32, 3)
