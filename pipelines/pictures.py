@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import struct
 
+import numpy as np
 from PIL import Image, ImageOps
+from PIL.TiffImagePlugin import TiffImageFile
 
 _MODES = {1: "L", 3: "RGB"}
-_DEEP_MODES = ("I", "F")  # Pillow's names of modes with more than 8 bits begin with these
+_BITS_PER_SAMPLE = 258  # TIFF's tag
 
 
 def placed(height: int, width: int, size: int) -> tuple[tuple[int, int], tuple[int, int]]:
@@ -34,12 +36,13 @@ def fit(image: Image.Image, size: int) -> Image.Image:
 def opaque(image: Image.Image, channels: int) -> tuple[Image.Image, bool]:
     """An image upright, on white, in mode L (1 channel) or RGB (3), and whether any of it was transparent.
 
+    Of 16 bits per channel (or 12) the upper 8 are taken: Pillow does so itself where there are several channels, but
+    its own conversion of grey ones would make nearly all of them white.
+
     Raises:
-        ValueError: more than 8 bits per channel.
+        ValueError: 32 bits per channel, of which nothing says what is black and what white.
     """
-    if image.mode.startswith(_DEEP_MODES):
-        raise ValueError("it has more than 8 bits per channel; convert it to 8 bits")
-    image, transparent = _on_white(_upright(image))
+    image, transparent = _on_white(_eight_bits(_upright(image)))
     return image.convert(_MODES[channels]), transparent
 
 
@@ -48,6 +51,21 @@ def _upright(image: Image.Image) -> Image.Image:
     with contextlib.suppress(SyntaxError, ValueError, KeyError, TypeError, struct.error):
         ImageOps.exif_transpose(image, in_place=True)
     return image
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """A grey image of 16 bits in mode L, or LA where a value of it is transparent; any other of 8 bits as it is."""
+    if not image.mode.startswith(("I", "F")):
+        return image
+    if not image.mode.startswith("I;16") and (image.mode, image.format) != ("I", "PPM"):
+        raise ValueError("it has 32 bits per channel; convert it to 8 bits")
+    bits = image.tag_v2.get(_BITS_PER_SAMPLE, (16,))[0] if isinstance(image, TiffImageFile) else 16
+    values = np.asarray(image).astype(np.int32)
+    grey = Image.fromarray((values >> (bits - 8)).astype(np.uint8))
+    clear = image.info.get("transparency")
+    if clear is None:
+        return grey
+    return Image.merge("LA", (grey, Image.fromarray(np.where(values == clear, 0, 255).astype(np.uint8))))
 
 
 def _on_white(image: Image.Image) -> tuple[Image.Image, bool]:

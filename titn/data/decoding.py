@@ -41,7 +41,7 @@ def decode(data: bytes, size: int, channels: int) -> Decoded:
     """Decode one image file, turned upright as its EXIF orientation says, on white where it is transparent.
 
     Args:
-        data: the encoded file (JPEG, PNG, WebP, ...), 8 bits per channel; of several frames the first.
+        data: the encoded file (JPEG, PNG, WebP, ...), of 16 bits per channel the upper 8; of several frames the first.
         size: height and width of the result, in pixels.
         channels: 1 (grey) or 3 (RGB).
 
@@ -50,7 +50,7 @@ def decode(data: bytes, size: int, channels: int) -> Decoded:
         and pixels, the same for every file format and image size.
 
     Raises:
-        ValueError: more than 8 bits per channel. Whatever Pillow raises for a damaged file passes through.
+        ValueError: 32 bits per channel. Whatever Pillow raises for a damaged file passes through.
     """
     with Image.open(io.BytesIO(data)) as opened:
         image, transparent = opaque(opened, channels)
