@@ -59,7 +59,7 @@ class DataSettings(_Subject):
     limit_train: Whole | None = None
     """use only this many training images: a fixed subset, balanced over the classes; none: all"""
     skip_bad_images: bool = False
-    """of a folder of images, leave out what cannot be read, and say how many"""
+    """of a folder of images or Parquet files, leave out images that cannot be read, and say how many"""
 
 
 @dataclass(frozen=True, config=_STRICT)

@@ -209,7 +209,8 @@ def load_dataset(
         data_dir: where data sets lie; "data" by default.
         image_size: height and width of the result, in pixels.
         limit_train: use this many training images: a fixed random subset, as balanced over the classes as it can be.
-        skip_bad_images: of a folder of images, leave out what cannot be read; a note counts it.
+        skip_bad_images: of a folder of images or Parquet files, leave out images that cannot be read; a note counts
+            them.
 
         in_files: of a folder of images, leave them in their files; None: where they do not fit into memory.
 
@@ -225,7 +226,7 @@ def load_dataset(
     root = _home(Path("data" if data_dir is None else data_dir))
     notes: tuple[str, ...] = ()
     if skip_bad_images and name in DATASETS:
-        raise UserError(f"--skip-bad-images is for folders of images only, not for {name}")
+        raise UserError(f"--skip-bad-images is for a folder of your own, not for {name}, which is complete or damaged")
     if name == "digits":
         splits = _digits(image_size)
         mean, std = channel_statistics(splits.train_images)

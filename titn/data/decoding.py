@@ -52,6 +52,8 @@ def decode(data: bytes, size: int, channels: int) -> Decoded:
     Raises:
         ValueError: 32 bits per channel. Whatever Pillow raises for a damaged file passes through.
     """
+    if not data:
+        raise ValueError("it is empty (0 bytes)")
     with Image.open(io.BytesIO(data)) as opened:
         image, transparent = opaque(opened, channels)
         content = hashlib.blake2b(struct.pack("<II", *image.size), digest_size=8)

@@ -27,6 +27,7 @@ from titn.data.splits import (
     Part,
     Source,
     Splits,
+    left_out_notes,
     listing,
     settle,
     settle_eval,
@@ -283,12 +284,8 @@ def _read(
     if "train" not in parts:
         raise UserError(f"none of the training images in {shown(root)} can be read")
     splits = settle(parts, tuple(map(shown, names)))
-    if not bad:
-        return splits
-    first = min(bad)
-    named = listing(shown(os.path.relpath(files[row], root)) for row in sorted(bad))
-    note = f"{len(bad):,} images left out, since they cannot be read: {named} (the first: {shown(bad[first])})"
-    return replace(splits, notes=(*splits.notes, note))
+    left_out = {shown(os.path.relpath(files[row], root)): reason for row, reason in sorted(bad.items())}
+    return replace(splits, notes=(*splits.notes, *left_out_notes(left_out)))
 
 
 def _find_splits(folder: Folder) -> tuple[Folder, dict[str, Folder], list[str]]:

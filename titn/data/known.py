@@ -69,16 +69,16 @@ def _find_in(name: str, place: Path, *, own: bool) -> Source | None:
 
 
 def find_folder(folder: Path, *, skip_bad: bool = False) -> Source:
-    """Parquet shards or class folders in a folder of the user's; with `skip_bad`, see `find_image_folder`.
+    """Parquet shards or class folders in a folder of the user's.
+
+    With `skip_bad`, images that cannot be read are left out, and a note counts them.
 
     Raises:
         UserError: there are neither, or they are incomplete.
     """
     tree = scan(folder)
     found = find_parquet_below(tree)
-    if found and skip_bad:
-        raise UserError(f"{shown(folder)} holds Parquet files: --skip-bad-images is for folders of images only")
-    source = _parquet_source(*found, None) if found else find_image_folder(tree, skip_bad=skip_bad)
+    source = _parquet_source(*found, None, skip_bad) if found else find_image_folder(tree, skip_bad=skip_bad)
     if source is None:
         raise UserError(
             f"{shown(folder)} holds no data set: found {describe(tree)}; expected one sub-folder of images per class, "
@@ -187,21 +187,22 @@ def _find_parquet(name: str, place: Path, *, own: bool) -> Source | None:
     return None
 
 
-def _parquet_source(found: ParquetSet, notes: list[str], name: str | None) -> Source:
+def _parquet_source(found: ParquetSet, notes: list[str], name: str | None, skip_bad: bool = False) -> Source:
     channels = 1 if name == "mnist" else 3
     if name is not None and "test" not in found.files and "val" not in found.files:
         raise UserError(f"{shown(found.folder)} has train*.parquet but no test*.parquet, which {name} has")
 
     def read(size: int) -> Splits:
         expected = _NAMES.get(name or "")
-        parts, names, said = found.read(size, channels, expected)
+        parts, names, said = found.read(size, channels, expected, skip_bad=skip_bad)
         if expected and names != expected:
             raise UserError(f"{shown(found.folder)} is not {name}: its classes are {', '.join(names[:3])}, ...")
         return settle(parts, names, said)
 
     files = tuple(path for kind in found.files for path in found.files[kind])
     plan = "\n".join(f"{kind} {len(paths)}" for kind, paths in found.files.items())
-    return Source(found.folder, files, f"{name or 'folder'} parquet{channels}\n{plan}", read, tuple(notes))
+    layout = f"{name or 'folder'} parquet{channels}{' without bad images' if skip_bad else ''}\n{plan}"
+    return Source(found.folder, files, layout, read, tuple(notes))
 
 
 def _download(name: str, root: Path) -> None:

@@ -18,7 +18,7 @@ import numpy as np
 
 from titn.data.decoding import DecodedImages, decode_all
 from titn.data.folders import Folder
-from titn.data.splits import SPLIT_TITLES, Part, listing, settle_eval, shown, split_of
+from titn.data.splits import SPLIT_TITLES, Part, left_out_notes, listing, settle_eval, shown, split_of
 from titn.errors import UserError
 
 _IMAGE_COLUMNS = ("img", "image")
@@ -36,7 +36,7 @@ class ParquetSet:
     files: dict[str, tuple[Path, ...]]
 
     def read(
-        self, size: int, channels: int, names: tuple[str, ...] | None = None
+        self, size: int, channels: int, names: tuple[str, ...] | None = None, *, skip_bad: bool = False
     ) -> tuple[dict[str, Part], tuple[str, ...], list[str]]:
         """Images and labels of each split that has labels, the class names, and notes.
 
@@ -44,6 +44,7 @@ class ParquetSet:
             size: height and width of the images, in pixels.
             channels: 1 or 3.
             names: class names where the files name none.
+            skip_bad: leave out images that are missing or cannot be read; a note counts them.
 
         Raises:
             UserError: a file is damaged, empty or differs from the others; an image cannot be read; labels are missing
@@ -51,13 +52,21 @@ class ParquetSet:
         """
         read = {kind: _read_split(files, self.folder) for kind, files in self.files.items()}
         labels, class_names, notes = _classes(read, self, names)
-        parts = {}
+        parts: dict[str, Part] = {}
+        left_out: dict[str, str] = {}
         for kind in labels:
-            images, keys, transparent = self._decode(read[kind], size, channels)
-            parts[kind] = Part(images, labels[kind], keys, transparent, read[kind].rows)
-        return parts, class_names, notes
+            bad: dict[int, str] = {}
+            rows = read[kind].rows
+            decoded = self._decode(read[kind], size, channels, bad if skip_bad else None)
+            part = Part(decoded.images, labels[kind], decoded.keys, decoded.transparent, rows)
+            if len(bad) < len(rows):
+                parts[kind] = part.take(~np.isin(np.arange(len(rows)), list(bad))) if bad else part
+            left_out |= {rows[row]: reason for row, reason in sorted(bad.items())}
+        if "train" not in parts:
+            raise UserError(f"none of the training images in {shown(self.folder)} can be read")
+        return parts, class_names, notes + left_out_notes(left_out)
 
-    def _decode(self, split: _Read, size: int, channels: int) -> DecodedImages:
+    def _decode(self, split: _Read, size: int, channels: int, bad: dict[int, str] | None) -> DecodedImages:
         images = split.images
         return decode_all(
             len(images),
@@ -65,6 +74,7 @@ class ParquetSet:
             lambda row: f"{shown(self.folder)}/{split.rows[row]}",
             size=size,
             channels=channels,
+            bad=bad,
         )
 
 
@@ -216,12 +226,9 @@ def _read_shard(path: Path, folder: Path) -> _Read:
         raise UserError(f"{shown(path)} is damaged or no Parquet file ({reason}); fetch it again") from None
     if not len(table):
         raise UserError(f"{shown(path)} holds no rows; fetch it again")
-    for row, item in enumerate(encoded):
-        if not item:
-            raise UserError(f"{shown(path)}, row {row}: there is no image in the column {image_column}")
     name = shown(path.relative_to(folder))
     rows = [f"{name}, row {row}" for row in range(len(encoded))]
-    return _Read(encoded, values, missing, _class_names(features, label_column), rows)
+    return _Read([item or b"" for item in encoded], values, missing, _class_names(features, label_column), rows)
 
 
 def _features(metadata: Mapping[bytes, bytes] | None, path: Path) -> dict[str, Any]:

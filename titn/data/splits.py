@@ -58,6 +58,11 @@ class Part(NamedTuple):
     transparent: np.ndarray
     names: Sequence[str]
 
+    def take(self, rows: np.ndarray) -> Part:
+        """The part of it that `rows`, bool [N], says."""
+        names = [self.names[row] for row in np.flatnonzero(rows).tolist()]
+        return Part(self.images[rows], self.labels[rows], self.keys[rows], self.transparent[rows], names)
+
 
 @dataclass(frozen=True, eq=False)
 class Splits:
@@ -134,6 +139,14 @@ def listing(names: Iterable[str]) -> str:
     return ", ".join(listed[:_NAMED]) + (f" and {more:,} more" if more > 0 else "")
 
 
+def left_out_notes(bad: Mapping[str, str]) -> list[str]:
+    """A note that counts and names images that cannot be read, by name why; none where there are none."""
+    if not bad:
+        return []
+    first = next(iter(bad.values()))
+    return [f"{len(bad):,} images left out, since they cannot be read: {listing(bad)} (the first: {shown(first)})"]
+
+
 def split_of(name: str) -> str | None:
     """Which split (train, val, test, eval) exactly this word means, in any capitalisation; None for another word."""
     return _KINDS.get(name.lower())
@@ -203,12 +216,7 @@ def _hold_out(part: Part, class_names: Sequence[str], said: list[str]) -> tuple[
     if len(class_names) > 1 and not rows.any():
         raise UserError("no class has two images, so that none can be held out as a test split; add images or test/")
     said.append(f"there is no test split: {rows.sum():,} of {len(rows):,} images are held out for it ({how})")
-    return _take(part, ~rows), _take(part, rows)
-
-
-def _take(part: Part, rows: np.ndarray) -> Part:
-    names = [part.names[row] for row in np.flatnonzero(rows).tolist()]
-    return Part(part.images[rows], part.labels[rows], part.keys[rows], part.transparent[rows], names)
+    return part.take(~rows), part.take(rows)
 
 
 def _remarks(train: Part, val: Part | None, test: Part, class_names: Sequence[str]) -> list[str]:

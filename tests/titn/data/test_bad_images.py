@@ -3,8 +3,10 @@
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
-from stored_data import copy_shard, message
+from stored_data import copy_shard, message, same
 
 from titn.config import TrainConfig
 from titn.data import decoding
@@ -39,12 +41,36 @@ def test_no_training_image_that_can_be_read(image_folder: Path) -> None:
         load_dataset(str(image_folder), skip_bad_images=True)
 
 
-def test_only_folders_of_images_have_bad_images(tmp_path: Path, shared_data: Path) -> None:
-    with pytest.raises(UserError, match="--skip-bad-images is for folders of images only, not for digits"):
+def test_bad_images_in_parquet_files_are_left_out_and_counted(tmp_path: Path, shared_data: Path) -> None:
+    folder = copy_shard(shared_data / "cifar10" / "train-00000-of-00004.parquet", tmp_path / "set", 40)
+    shard = folder / "train-00000-of-00001.parquet"
+    table = pq.read_table(shard)
+    encoded = [image["bytes"] for image in table["img"].to_pylist()]
+    damaged = {3: encoded[3][:90], 17: b"no image", 30: None}
+
+    def write(items: list[bytes | None], rows: list[int]) -> None:
+        kind = table["img"].type
+        column = pa.array([{"bytes": items[row], "path": None} for row in rows], kind)
+        pq.write_table(table.take(rows).set_column(table.column_names.index("img"), table.field("img"), column), shard)
+
+    write([damaged.get(row, item) for row, item in enumerate(encoded)], list(range(40)))
+    assert "train-00000-of-00001.parquet, row 3: " in message(folder)
+    for _ in range(2):  # decoded, and from the cache
+        data = load_dataset(folder, skip_bad_images=True)
+        (note,) = [note for note in data.notes if "cannot be read" in note]
+        assert note.startswith("3 images left out, since they cannot be read: train-00000-of-00001.parquet, row 3, ")
+        assert all(f"row {row}" in note for row in damaged)
+    write(list(encoded), [row for row in range(40) if row not in damaged])
+    assert same(load_dataset(folder), data)
+    write([None, *encoded[1:]], list(range(40)))
+    assert "train-00000-of-00001.parquet, row 0: it is empty (0 bytes)" in message(folder)
+    write([b"no image"] * 40, list(range(40)))
+    assert f"none of the training images in {folder} can be read" in message(folder, skip_bad_images=True)
+
+
+def test_a_known_data_set_has_no_bad_images() -> None:
+    with pytest.raises(UserError, match="--skip-bad-images is for a folder of your own, not for digits"):
         load_dataset("digits", skip_bad_images=True)
-    copy_shard(shared_data / "cifar10" / "train-00000-of-00004.parquet", tmp_path / "set", 20)
-    with pytest.raises(UserError, match="holds Parquet files: --skip-bad-images is for folders of images only"):
-        load_dataset(tmp_path / "set", skip_bad_images=True)
 
 
 def test_a_teacher_takes_the_setting_from_its_student() -> None:
