@@ -64,7 +64,7 @@ cudaError_t null::launch(const std::string &name, cudaStream_t stream) {
     return failed(cudaErrorInvalidResourceHandle);
   }
   if (add_node(stream, true)) {
-    count("capture kernel");
+    count_captured(name);
     return cudaSuccess;
   }
   if (capture_is_open()) fault(name + " is launched beside a capture");

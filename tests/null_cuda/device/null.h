@@ -36,6 +36,7 @@ struct Place {
 // report.cpp: what happened since the last reset. All functions are safe to call from any thread.
 void count(const std::string &what, long times = 1);
 void count_launch(int device, const std::string &kernel);
+void count_captured(const std::string &kernel);
 void count_graph(int device, long nodes, long kernels);
 void fault(const std::string &what);
 

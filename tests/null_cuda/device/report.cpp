@@ -13,6 +13,7 @@ namespace {
 std::mutex mutex;
 std::map<std::string, long> counts;
 std::map<std::string, long> kernels;  // launches by name, those from graphs not included
+std::map<std::string, long> captured;  // kernels recorded in captures, by name
 std::map<int, long> devices;          // kernels that each has executed, those in graphs included
 std::vector<std::string> faults;
 
@@ -52,6 +53,12 @@ void null::count_launch(int device, const std::string &kernel) {
   devices[device]++;
 }
 
+void null::count_captured(const std::string &kernel) {
+  std::lock_guard<std::mutex> guard(mutex);
+  counts["capture kernel"]++;
+  captured[kernel]++;
+}
+
 void null::count_graph(int device, long nodes, long graph_kernels) {
   std::lock_guard<std::mutex> guard(mutex);
   counts["launch graph"]++;
@@ -75,16 +82,18 @@ NULL_CUDA_API void null_cuda_reset() {
   std::lock_guard<std::mutex> guard(mutex);
   counts.clear();
   kernels.clear();
+  captured.clear();
   devices.clear();
   faults.clear();
 }
 
-// {"counts": {what: n}, "kernels": {name: n}, "devices": {index: kernels}, "faults": [text]}; the caller frees it.
+// {"counts": {what: n}, "kernels": {name: n}, "captured": {name: n}, "devices": {index: kernels}, "faults": [text]}; the
+// caller frees it.
 NULL_CUDA_API char *null_cuda_report() {
   std::lock_guard<std::mutex> guard(mutex);
   std::string list;
   for (const auto &text : faults) list += (list.empty() ? "" : ",") + quoted(text);
-  return strdup(("{\"counts\":" + object(counts) + ",\"kernels\":" + object(kernels) + ",\"devices\":" +
-                 object(devices) + ",\"faults\":[" + list + "]}")
+  return strdup(("{\"counts\":" + object(counts) + ",\"kernels\":" + object(kernels) + ",\"captured\":" +
+                 object(captured) + ",\"devices\":" + object(devices) + ",\"faults\":[" + list + "]}")
                     .c_str());
 }

@@ -16,7 +16,10 @@ def reset() -> None:
 
 
 def read() -> dict[str, Any]:
-    """What happened since the last reset: counts {what: n}, kernels {name: n}, devices {index: kernels}, faults."""
+    """What happened since the last reset: counts {what: n}, kernels {name: n}, devices {index: kernels}, faults.
+
+    captured {name: n} are kernels that were recorded and not executed.
+    """
     address = _library.null_cuda_report()
     text = ctypes.string_at(address).decode()
     ctypes.CDLL(None).free(ctypes.c_void_p(address))
