@@ -95,7 +95,7 @@ def problem_rows(c: Compilation) -> int | None:
 
     inner_block: 262,144 tokens. short_attention: tokens times heads; up to 16 tokens are pixels, more are the patches
     of an image. pixels_to_patches: 16,384 patches, once for every chunk of pixels and tile of columns. outer_block and
-    layernorm_mlp: 18,432 tokens. distillation_loss: images.
+    layernorm_mlp: 18,432 tokens. pixel_embedding: 262,144 pixels. class_heads, distillation_loss: images.
     """
     constants = c.constants
     if c.operation == "inner_block" and c.kernel in ("forward", "mlp_backward", "attention_backward"):
@@ -106,7 +106,9 @@ def problem_rows(c: Compilation) -> int | None:
         return IMAGES * PATCHES * -(-constants["L"] // constants["LB"]) * constants["TILES"]
     if c.operation in ("outer_block", "layernorm_mlp") and "M" in constants:
         return PATCH_TOKENS
-    return IMAGES if c.operation == "distillation_loss" else None
+    if c.operation == "pixel_embedding":
+        return TOKENS
+    return IMAGES if c.operation in ("distillation_loss", "class_heads") and c.rows_per_tile else None
 
 
 def measure(operation: str, arch: int, index: int, device: str | None) -> Row | Failure:

@@ -13,12 +13,14 @@ from typing import Any
 import torch
 
 from titn.kernels.augment import launch as augment
+from titn.kernels.class_heads import launch as class_heads
 from titn.kernels.common import partial_sums
 from titn.kernels.common.wide import wide
 from titn.kernels.distillation_loss import launch as distillation_loss
 from titn.kernels.inner_block import launch as inner_block
 from titn.kernels.layernorm_mlp import launch as layernorm_mlp
 from titn.kernels.outer_block import launch as outer_block
+from titn.kernels.pixel_embedding import launch as pixel_embedding
 from titn.kernels.pixels_to_patches import launch as pixels_to_patches
 from titn.kernels.short_attention import launch as short_attention
 
@@ -106,11 +108,11 @@ def _outer_block(arch: int) -> list[Compilation]:
             vectors = ("mean", "rstd", "norm_weight", "norm_bias")
             forward = dict.fromkeys(("x", "residual", "out", "weight"), "*bf16")
             forward |= dict.fromkeys((*vectors, "bias"), "*fp32") | {"n_rows": "i32", "eps": "fp32"}
-            backward = dict.fromkeys(("dout", "x", "dresidual", "weight", "dx", "normed_out"), "*bf16")
+            backward = dict.fromkeys(("dout", "x", "dresidual", "weight", "dx", "normed_out", "dout_copy"), "*bf16")
             backward |= dict.fromkeys((*vectors, "partial"), "*fp32") | {"n_rows": "i32"}
             absent = {
                 "forward": ("residual",) if norm else vectors,
-                "backward": () if norm else (*vectors, "x", "dresidual", "normed_out"),
+                "backward": ("dout_copy",) if norm else (*vectors, "x", "dresidual", "normed_out"),
             }
             for kernel, function, types in (
                 ("forward", module.forward_kernel, forward),
@@ -124,6 +126,34 @@ def _outer_block(arch: int) -> list[Compilation]:
                 found.append(
                     Compilation("outer_block", label, function, given, constants, c.options, c.rows, widths, passes)
                 )
+        found += _outer_tail(width, arch)
+    return found
+
+
+def _outer_tail(width: int, arch: int) -> list[Compilation]:
+    """With tokens in bfloat16, and in float32 as under autocast."""
+    module, found, hidden = outer_block, [], 4 * width
+    vectors = ("mean", "rstd", "norm_weight", "norm_bias", "fc1_bias")
+    matrices = ("proj_weight", "fc1_weight", "fc2_weight")
+    forward = dict.fromkeys((*vectors, "proj_bias", "fc2_bias"), "*fp32") | {"eps": "fp32"}
+    forward |= dict.fromkeys((*matrices, "heads"), "*bf16")
+    backward = dict.fromkeys((*vectors, "partial"), "*fp32")
+    halves = ("dheads", "normed_out", "activation", "dhidden", "dy_copy", "dmiddle_copy")
+    backward |= dict.fromkeys((*matrices, *halves), "*bf16")
+    for stream in ("bf16", "fp32"):
+        for kernel, function, types, tokens in (
+            ("tail_forward", module.tail_kernel, forward, ("residual", "middle", "y")),
+            ("tail_backward", module.tail_backward_kernel, backward, ("middle", "dy", "dmiddle")),
+        ):
+            c = wide(f"outer_block.{kernel}", width, torch.bfloat16, arch)
+            given = types | dict.fromkeys(tokens, f"*{stream}") | {"n_rows": "i32"}
+            absent = ("dy_copy", "dmiddle_copy") if stream == "bf16" and kernel == "tail_backward" else ()
+            given = {name: kind for name, kind in given.items() if name not in absent}
+            constants = module.tail_constants(c, width, hidden) | {"FAST": True} | dict.fromkeys(absent)
+            passes, widths = (-(-hidden // c.block), constants["NC"]), f"{width} to {hidden}, {stream}"
+            found.append(
+                Compilation("outer_block", kernel, function, given, constants, c.options, c.rows, widths, passes)
+            )
     return found
 
 
@@ -135,8 +165,8 @@ def _layernorm_mlp(arch: int) -> list[Compilation]:
         vectors = dict.fromkeys(("norm_weight", "norm_bias", "fc1_bias", "mean", "rstd"), "*fp32") | {"n_rows": "i32"}
         forward = vectors | dict.fromkeys(("x", "y", "fc1_weight", "fc2_weight"), "*bf16")
         forward |= {"fc2_bias": "*fp32", "eps": "fp32"}
-        halves = ("x", "dy", "dx", "fc1_weight", "fc2_weight", "normed_out", "activation", "dhidden")
-        backward = vectors | dict.fromkeys(halves, "*bf16") | {"partial": "*fp32"}
+        halves = ("x", "dx", "fc1_weight", "fc2_weight", "normed_out", "activation", "dhidden", "dy_copy")
+        backward = vectors | dict.fromkeys(halves, "*bf16") | dict.fromkeys(("dy", "partial"), "*fp32")
         for kernel, function, types in (
             ("forward", module.forward_kernel, forward),
             ("backward", module.backward_kernel, backward),
@@ -147,7 +177,8 @@ def _layernorm_mlp(arch: int) -> list[Compilation]:
             found.append(
                 Compilation("layernorm_mlp", kernel, function, types, constants, c.options, c.rows, widths, passes)
             )
-    types = {"partial": "*fp32", "out": "*fp32", "programs": "i32", "width": "i32"}
+    types = dict.fromkeys(("first", "second", "out"), "*fp32")
+    types |= dict.fromkeys(("programs", "width", "more_programs", "more_width"), "i32")
     constants = {"BLOCK": partial_sums.BLOCK, "ROWS": partial_sums.ROWS}
     reduction = partial_sums.sum_kernel, types, constants, partial_sums.OPTIONS, 0, "any"
     return [*found, Compilation("layernorm_mlp", "reduction", *reduction)]
@@ -201,7 +232,7 @@ def _pixels_to_patches(arch: int) -> list[Compilation]:
         shared = dict.fromkeys(("gamma", "beta", "weight"), "*fp32") | {"rows": "i32", "eps": "fp32"}
         parts = dict.fromkeys(("part_weight", "part_bias", "part_norm"), "*fp32")
         forward = shared | dict.fromkeys(("pixels", "patches", "out"), half) | {"bias": "*fp32"}
-        backward = shared | dict.fromkeys(("dout", "pixels", "dpixels"), half) | parts
+        backward = shared | dict.fromkeys(("dout", "pixels", "dpassed", "dpixels"), half) | parts
         widths = f"{length}x{channels} to {width}" + (" fp32" if dtype == "fp32" else "")
         for kernel, function, types, extra in (
             ("forward", module.forward_kernel, forward, {"HAS_BIAS": True}),
@@ -234,9 +265,64 @@ def _distillation_loss(arch: int) -> list[Compilation]:
             given = types | {"teacher": "*i64" if kind in ("none", "hard") else "*bf16"}
             function = module.loss_and_gradients
             found.append(Compilation(name, "loss_and_gradients", function, given, constants, options, 1, widths))
-    types = {"losses": "*fp32", "out": "*fp32", "B": "i32"}
+    types = {"losses": "*fp32", "out": "*fp32", "sums": "*fp64", "B": "i32"}
     total = module.total, types, {"BLOCK": 1024}, FOUR_WARPS, 1024, "1024 rows a step"
-    return [*found, Compilation(name, "total", *total)]
+    types = dict.fromkeys(("class_gradient", "distillation_gradient", "incoming"), "*fp32") | {"n": "i32"}
+    types |= dict.fromkeys(("class_out", "distillation_out"), "*bf16")
+    scaled = module.scaled, types, {"BLOCK": module.SCALE_BLOCK}, FOUR_WARPS, 0, "any"
+    return [*found, Compilation(name, "total", *total), Compilation(name, "scaled", *scaled)]
+
+
+def _class_heads(arch: int) -> list[Compilation]:
+    """100 and 1000 classes, of float32 tokens as under autocast; the tiles are the same for all `arch`."""
+    module, found = class_heads, []
+    parameters = ("norm_weight", "norm_bias", "bias")
+    vectors = dict.fromkeys((*parameters, *(f"other_{name}" for name in parameters)), "*fp32")
+    shared = vectors | dict.fromkeys(("weight", "other_weight"), "*bf16")
+    shared |= dict.fromkeys(("features", "statistics"), "*fp32") | {"images": "i32", "pooled": "i32"}
+    forward = {"x": "*fp32", "out": "*bf16", "other_out": "*bf16", "eps": "fp32"}
+    backward = {"dout": "*bf16", "other_dout": "*bf16", "normed_out": "*bf16"}
+    backward |= dict.fromkeys(("dx", "dfeatures", "partial"), "*fp32")
+    for width, classes in ((192, 100), (192, 1000), (384, 1000), (640, 1000)):
+        constants = module.kernel_constants(18, width, classes)
+        for kernel, function, own in (
+            ("forward", module.forward_kernel, forward),
+            ("backward", module.backward_kernel, backward),
+        ):
+            types = {name: kind for name, kind in (shared | own).items() if name in function.arg_names}
+            widths = f"{width} to {classes}"
+            found.append(
+                Compilation("class_heads", kernel, function, types, constants, module.OPTIONS, module.IMAGES, widths)
+            )
+    return found
+
+
+def _pixel_embedding(arch: int) -> list[Compilation]:
+    """CIFAR's images in patches of 8x8 and 4x4, and ImageNet's for TNT-S and TNT-B; the same for all `arch`."""
+    module, found = pixel_embedding, []
+    types = dict.fromkeys(("images", "weight", "bias", "position", "partial"), "*fp32")
+    types |= {"out": "*bf16", "dout": "*bf16", "patches": "i32"}
+    for side, patch, size, outputs in (
+        (32, 8, 2, 12),
+        (32, 4, 2, 12),
+        (28, 7, 1, 12),
+        (224, 16, 4, 24),
+        (224, 16, 4, 40),
+    ):
+        images = torch.empty(1, 3, side, side, device="meta")
+        constants = module.kernel_constants(images, outputs, patch, size)
+        padded = module.padded_pixels(constants["L"])
+        widths = f"{side}x{side} by {patch} and {size} to {outputs}"
+        for kernel, function, extra in (
+            ("forward", module.forward_kernel, {"R": module.ROWS}),
+            ("backward", module.backward_kernel, {"R": max(module.ROWS, padded), "LP": padded}),
+        ):
+            given = {name: kind for name, kind in types.items() if name in function.arg_names}
+            rows = extra["R"]
+            found.append(
+                Compilation("pixel_embedding", kernel, function, given, constants | extra, module.OPTIONS, rows, widths)
+            )
+    return found
 
 
 def _augment(arch: int) -> list[Compilation]:
@@ -263,6 +349,8 @@ _SHIPPED: dict[str, Callable[[int], list[Compilation]]] = {
     "short_attention": _short_attention,
     "pixels_to_patches": _pixels_to_patches,
     "distillation_loss": _distillation_loss,
+    "class_heads": _class_heads,
+    "pixel_embedding": _pixel_embedding,
     "augment": _augment,
 }
 OPERATIONS = tuple(_SHIPPED)

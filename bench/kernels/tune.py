@@ -7,7 +7,8 @@
 Tunes the rows of kernels/common/configurations.py for one architecture, one kernel at a time with the others as they
 are. Every combination of the choices is compiled; those that fail or spill are out, and of the others the row in use
 and the MOST with the lowest issue floor (`bench.codegen`) are timed, if they are right. The tiles of short_attention
-and distillation_loss follow from their shapes alone: nothing of them is tuned. --write puts the rows between the
+and distillation_loss follow from their shapes, those of the heads and of the pixel embedding are constants: nothing of
+them is tuned. --write puts the rows between the
 table's markers; --dry-run times two candidates in the interpreter, where times mean nothing, and writes no rows.
 """
 
@@ -107,7 +108,8 @@ def targets(operations: Sequence[str], *, small: bool) -> list[Target]:
     for width, images, tokens, heads in ((192, 1024, 18, 8), (384, 128, 197, 6), (640, 128, 197, 10)):
         images = 2 if small else images
         for case in (mlp(images * tokens, width), block(outer_block, images, tokens, width, heads)):
-            for name in ("forward", "backward"):
+            tail = ("tail_forward", "tail_backward") if case.operation == "outer_block" else ()
+            for name in ("forward", "backward", *tail):
                 found.append(Target(f"{case.operation}.{name}", str(width), f"{width} to ", case, wide))
     return [t for t in found if t.case.operation in operations]
 
@@ -185,7 +187,7 @@ def timed(target: Target, row: Row, at: Setting) -> Row:
     The row in use stays, unless the 90th percentile of the fastest is below its median.
     """
     dtype = "fp16" if at.small else "bf16"
-    mode = "forward" if target.kernel.endswith(".forward") else "forward_backward"
+    mode = "forward" if target.kernel.endswith("forward") else "forward_backward"
     rows = []
     for candidate in row["candidates"]:
         with installed_row((target.kernel, target.widths, row["architecture"]), candidate["settings"]):

@@ -60,3 +60,8 @@ def weight_gradient(dout: Tensor, inputs: Tensor) -> Tensor:
 def as_rows(x: Tensor) -> Tensor:
     """[..., D] as contiguous [rows, D]."""
     return x.reshape(-1, x.shape[-1]).contiguous()
+
+
+def copy_in(rows: Tensor, dtype: torch.dtype) -> Tensor | None:
+    """Room for a kernel's copy of rows in the dtype of the products; None where they are in it already."""
+    return None if rows.dtype == dtype else torch.empty_like(rows, dtype=dtype)

@@ -44,11 +44,11 @@ kind (for "standardized" of Z(t) and Z(s)), the gradients are
 
 All arithmetic is float32 whatever the dtype of the logits (float64 for float64 logits, backend "torch" only); the
 result is a scalar of that dtype. Backend "triton" has two launches in the forward: one kernel for the rows' losses and
-both gradients, and the sum of the rows in a fixed order. It keeps the gradients in float32 until the backward scales
-them by the incoming one (a float16 gradient of a mean over 1024 images would underflow) in PyTorch's own operations.
-Nothing waits for the device.
+both gradients, and the sums of the rows in a fixed order; `loss_and_sums` has the counts of right answers from the same
+two. It keeps the gradients in float32 until the backward, a third launch, scales them by the incoming one: a float16
+gradient of a mean over 1024 images would underflow. Nothing waits for the device.
 """
 
-from titn.kernels.distillation_loss.op import distillation_loss
+from titn.kernels.distillation_loss.op import distillation_loss, loss_and_sums
 
-__all__ = ["distillation_loss"]
+__all__ = ["distillation_loss", "loss_and_sums"]

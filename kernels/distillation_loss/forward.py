@@ -74,9 +74,11 @@ def loss_and_gradients(
     distillation_gradient, B, K, weight, temperature, smoothing, beta,
     KIND: tl.constexpr, TOP: tl.constexpr, KP: tl.constexpr,
 ):  # fmt: skip
-    """losses float32 `[B]`, each row's share of the mean, and the mean's gradients float32 `[B, K]`; a row a program.
+    """losses float32 `[3, B]` and the mean's gradients float32 `[B, K]`; a row a program.
 
-    teacher is labels int64 `[B]` (HARD) or logits `[B, K]`, of SOFT where TOP > 0 `[B, TOP]` at classes `indices`.
+    losses: each row's share of the mean, and 1 where the largest class logit is that of labels_a, and where the largest
+    distillation logit is the teacher's; equal logits rank by class. teacher is labels int64 `[B]` (HARD) or logits
+    `[B, K]`, of SOFT where TOP > 0 `[B, TOP]` at classes `indices`.
     """
     row = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, KP)
@@ -86,6 +88,7 @@ def loss_and_gradients(
         base_share = (1.0 - weight) / B
 
     z, p, log_total = _softmax(_row(class_logits, K, column))
+    agreed = 0.0
     a = tl.load(labels_a + row)
     b = tl.load(labels_b + row)
     m = tl.load(lam + row)
@@ -100,6 +103,7 @@ def loss_and_gradients(
         s, p, log_total = _softmax(_row(distillation_logits, K, column))
         t = tl.load(teacher + row)
         loss += share * (log_total - _entry(s, column, t, K))
+        agreed = tl.where(tl.argmax(s, 0) == t, 1.0, 0.0)
         tl.store(distillation_gradient + to, share * (p - tl.where(column == t, 1.0, 0.0)), mask=column < K)
     if KIND >= SOFT:
         if TOP > 0:
@@ -110,6 +114,7 @@ def loss_and_gradients(
         else:
             t = _row(teacher, K, column)
         x = _row(distillation_logits, K, column)
+        agreed = tl.where(tl.argmax(x, 0) == tl.argmax(t, 0), 1.0, 0.0)
         if KIND == STANDARDIZED:
             x, scale = _standardized(x, column, K)
             t, _ = _standardized(t, column, K)
@@ -129,10 +134,31 @@ def loss_and_gradients(
             gradient = scale * (gradient - x * (tl.sum(gradient * x, 0) / K))
         tl.store(distillation_gradient + to, gradient, mask=column < K)
     tl.store(losses + row, loss)
+    tl.store(losses + B + row, tl.where(tl.argmax(z, 0) == a, 1.0, 0.0))
+    tl.store(losses + 2 * B + row, agreed)
 
 
 @triton.jit
-def total(losses, out, B, BLOCK: tl.constexpr):
-    """out `[1]` = the sum of losses float32 `[B]`, always in the same order."""
+def total(losses, out, sums, B, BLOCK: tl.constexpr):
+    """out `[1]` = the sum of losses[0] of float32 `[3, B]`, and sums float64 `[3]`: B times that, and the other two.
+
+    Always in the same order.
+    """
     one = tl.arange(0, 1)
-    tl.store(out + one, sum_of_rows(losses, one, one < 1, B, 1, BLOCK))
+    mean = sum_of_rows(losses, one, one < 1, B, 1, BLOCK)
+    tl.store(out + one, mean)
+    tl.store(sums + one, mean.to(tl.float64) * B)
+    for i in tl.static_range(1, 3):
+        tl.store(sums + i + one, sum_of_rows(losses + i * B, one, one < 1, B, 1, BLOCK).to(tl.float64))
+
+
+@triton.jit
+def scaled(class_gradient, distillation_gradient, incoming, class_out, distillation_out, n, BLOCK: tl.constexpr):
+    """Both gradients [n] times the incoming one, in the dtypes of the outputs; the second may be None."""
+    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    scale = tl.load(incoming).to(tl.float32)
+    first = tl.load(class_gradient + at, mask=at < n, other=0.0)
+    tl.store(class_out + at, (first * scale).to(class_out.dtype.element_ty), mask=at < n)
+    if distillation_gradient is not None:
+        second = tl.load(distillation_gradient + at, mask=at < n, other=0.0)
+        tl.store(distillation_out + at, (second * scale).to(distillation_out.dtype.element_ty), mask=at < n)

@@ -11,7 +11,7 @@ from torch.autograd.function import once_differentiable
 
 from titn.kernels.common.backend import choose, no_native_kernel, triton_reasons
 from titn.kernels.common.registration import register
-from titn.kernels.common.weights import cast, dtype_of
+from titn.kernels.common.weights import dtype_of
 from titn.kernels.distillation_loss import reference
 
 KINDS = ("hard", "soft", "standardized", "decoupled", "none")
@@ -23,19 +23,24 @@ class _Loss(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, class_logits: Tensor, distillation_logits: Tensor | None, labels_a: Tensor, *arguments: Any
-    ) -> Tensor:
-        loss, class_gradient, distillation_gradient = torch.ops.titn.distillation_loss(
+    ) -> tuple[Tensor, Tensor]:
+        loss, sums, class_gradient, distillation_gradient = torch.ops.titn.distillation_loss(
             class_logits, distillation_logits, labels_a, *arguments
         )
         ctx.save_for_backward(class_gradient, distillation_gradient)
+        ctx.mark_non_differentiable(sums)
+        ctx.set_materialize_grads(False)  # those of sums would be a fill
         ctx.dtypes = class_logits.dtype, dtype_of(distillation_logits)
-        return loss
+        return loss, sums
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        first, second = (cast(g * grad, dtype) for g, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True))
-        return (first, second, *[None] * 10)
+    def backward(ctx: Any, grad: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
+        if grad is None:
+            return (None,) * 12
+        dtype, other = ctx.dtypes
+        first, second = torch.ops.titn.distillation_loss_backward(grad, *ctx.saved_tensors, dtype, other or dtype)
+        return (first, None if other is None else second, *[None] * 10)
 
 
 def _check(
@@ -116,6 +121,8 @@ def distillation_loss(
 ) -> Tensor:
     """Mean loss of a batch under CutMix or MixUp with a teacher's term of any kind; the package states the mathematics.
 
+    `loss_and_sums` also returns what a training displays, in the same launches.
+
     Args:
         class_logits, distillation_logits: `[B, K]`, float32, bfloat16 or float16 (float64 with backend "torch").
         labels_a, labels_b: int64 `[B]`, in 0..K-1.
@@ -138,6 +145,43 @@ def distillation_loss(
             "torch" on the CPU and make the loss NaN in backend "triton", which must not wait for the device.
         BackendUnavailable: the backend cannot run on these tensors; the message says why.
     """
+    loss, _ = loss_and_sums(
+        class_logits,
+        distillation_logits,
+        labels_a,
+        labels_b,
+        lam,
+        teacher,
+        kind=kind,
+        weight=weight,
+        temperature=temperature,
+        label_smoothing=label_smoothing,
+        beta=beta,
+        backend=backend,
+    )
+    return loss
+
+
+def loss_and_sums(
+    class_logits: Tensor,
+    distillation_logits: Tensor | None,
+    labels_a: Tensor,
+    labels_b: Tensor,
+    lam: Tensor,
+    teacher: Teacher | None,
+    *,
+    kind: str = "hard",
+    weight: float = 0.5,
+    temperature: float = 1.0,
+    label_smoothing: float = 0.0,
+    beta: float = 8.0,
+    backend: str = "auto",
+) -> tuple[Tensor, Tensor]:
+    """`distillation_loss`, and sums over the batch, float64 `[3]` without a gradient.
+
+    The sums: the loss, images whose largest class logit is that of `labels_a`, and images whose largest distillation
+    logit is the teacher's (0 for "none"). Equal logits rank by class.
+    """
     values, indices = teacher if isinstance(teacher, tuple) else (teacher, None)
     _check(class_logits, distillation_logits, (labels_a, labels_b), lam, values, indices, kind)
     if not (0 <= weight <= 1 and temperature > 0 and 0 <= label_smoothing < 1 and beta >= 0):
@@ -149,31 +193,46 @@ def distillation_loss(
     settings = kind, float(weight), float(temperature), float(label_smoothing), float(beta)
     if _choose(logits, backend) == "torch":
         values = None if values is None else values.detach()
-        return reference.loss(
+        loss = reference.loss(
             class_logits, distillation_logits, labels_a, labels_b, lam.detach(), values, indices, *settings
         )
+        return loss, reference.sums(loss, class_logits, distillation_logits, labels_a, values, indices)
     # torch.compile refuses an autograd.Function two of whose arguments are one tensor: aliases are two
     if distillation_logits is class_logits:
         distillation_logits = class_logits.view_as(class_logits)
     constants = [None if t is None else t.detach() for t in (labels_a, labels_b, lam, values, indices)]
-    return _Loss.apply(class_logits, distillation_logits, *constants, *settings)
+    loss, sums = _Loss.apply(class_logits, distillation_logits, *constants, *settings)
+    return loss, sums
 
 
-def _fake(class_logits: Tensor, distillation_logits: Tensor | None, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+def _fake(class_logits: Tensor, distillation_logits: Tensor | None, *arguments: Any) -> tuple[Tensor, ...]:
     batch, classes = class_logits.shape
     empty = class_logits.new_empty
     rows = 0 if "none" in arguments else batch
     return (
         empty((), dtype=torch.float32),
+        empty(3, dtype=torch.float64),
         empty((batch, classes), dtype=torch.float32),
         empty((rows, classes), dtype=torch.float32),
     )
 
 
+def _backward_fake(
+    incoming: Tensor, first: Tensor, second: Tensor, dtype: torch.dtype, other: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(first, dtype=dtype), torch.empty_like(second, dtype=other)
+
+
 register(
     "distillation_loss(Tensor class_logits, Tensor? distillation_logits, Tensor labels_a, Tensor labels_b, Tensor lam,"
     " Tensor? teacher, Tensor? indices, str kind, float weight, float temperature, float smoothing, float beta)"
-    " -> (Tensor, Tensor, Tensor)",
+    " -> (Tensor, Tensor, Tensor, Tensor)",
     "titn.kernels.distillation_loss.launch:loss",
     _fake,
+)
+register(
+    "distillation_loss_backward(Tensor incoming, Tensor class_gradient, Tensor distillation_gradient, ScalarType dtype,"
+    " ScalarType other) -> (Tensor, Tensor)",
+    "titn.kernels.distillation_loss.launch:backward",
+    _backward_fake,
 )

@@ -119,3 +119,23 @@ def loss(
             )
             term = lam.to(first.dtype) * first + (1.0 - lam.to(first.dtype)) * second
     return ((1.0 - weight) * base + weight * term).mean()
+
+
+@torch.no_grad()
+def sums(
+    loss: Tensor,
+    class_logits: Tensor,
+    distillation_logits: Tensor | None,
+    labels: Tensor,
+    teacher: Tensor | None,
+    indices: Tensor | None,
+) -> Tensor:
+    """The loss of all images, those whose class logits say `labels`, and those that agree with the teacher: `[3]`."""
+    correct = (class_logits.argmax(1) == labels).sum()
+    agreed = torch.zeros_like(correct)
+    if teacher is not None and distillation_logits is not None:
+        decision = teacher if teacher.dim() == 1 else teacher.argmax(1)
+        if indices is not None:
+            decision = indices.gather(1, decision[:, None])[:, 0]
+        agreed = (distillation_logits.argmax(1) == decision).sum()
+    return torch.stack([loss.double() * len(labels), correct.double(), agreed.double()])

@@ -23,24 +23,17 @@ def hidden_block(
 
 
 @triton.jit
-def forward_kernel(
-    x, y, mean, rstd, norm_weight, norm_bias, fc1_weight, fc1_bias, fc2_weight, fc2_bias, n_rows, eps,
+def mlp_rows(
+    x, y, mean, rstd, norm_weight, norm_bias, fc1_weight, fc1_bias, fc2_weight, fc2_bias, eps, row, present,
     D: tl.constexpr, F: tl.constexpr, M: tl.constexpr, CB: tl.constexpr, NC: tl.constexpr, FB: tl.constexpr,
     RESIDUAL: tl.constexpr, FAST: tl.constexpr,
 ):  # fmt: skip
-    """y, and the statistics of every row, from x [n_rows, D]; one program for M rows.
-
-    Products are in the dtype of the two weights; vectors may have any.
-    """
+    """y, and the statistics of every row, from M rows; the pointers of x, y, mean and rstd begin at the first."""
     kind: tl.constexpr = fc1_weight.dtype.element_ty
-    start = tl.program_id(0).to(tl.int64) * M
-    left = tl.minimum(n_rows - start, M).to(tl.int32)
-    row = tl.arange(0, M)
-    present = row < left
-    row_mean, row_rstd = statistics(x + start * D, row, present, D, CB, NC, eps)
-    tl.store(mean + start + row, row_mean, mask=present)
-    tl.store(rstd + start + row, row_rstd, mask=present)
-    normed = layer_normed(x + start * D, row, present, row_mean, row_rstd, norm_weight, norm_bias, D, CB, NC, kind)
+    row_mean, row_rstd = statistics(x, row, present, D, CB, NC, eps)
+    tl.store(mean + row, row_mean, mask=present)
+    tl.store(rstd + row, row_rstd, mask=present)
+    normed = layer_normed(x, row, present, row_mean, row_rstd, norm_weight, norm_bias, D, CB, NC, kind)
     out = zero_rows(M, CB, NC)
     for first in range(0, F, FB):
         f = first + tl.arange(0, FB)
@@ -52,5 +45,24 @@ def forward_kernel(
         c = columns(j, CB)
         value = out[j] + vector(fc2_bias, c, c < D, 0.0)[None, :]
         if RESIDUAL:
-            value += load_tile(x + start * D, row, present, c, D).to(tl.float32)
-        store_tile(y + start * D, row, present, c, value, D)
+            value += load_tile(x, row, present, c, D).to(tl.float32)
+        store_tile(y, row, present, c, value, D)
+
+
+@triton.jit
+def forward_kernel(
+    x, y, mean, rstd, norm_weight, norm_bias, fc1_weight, fc1_bias, fc2_weight, fc2_bias, n_rows, eps,
+    D: tl.constexpr, F: tl.constexpr, M: tl.constexpr, CB: tl.constexpr, NC: tl.constexpr, FB: tl.constexpr,
+    RESIDUAL: tl.constexpr, FAST: tl.constexpr,
+):  # fmt: skip
+    """y, and the statistics of every row, from x [n_rows, D]; one program for M rows.
+
+    Products are in the dtype of the two weights; vectors may have any.
+    """
+    start = tl.program_id(0).to(tl.int64) * M
+    row = tl.arange(0, M)
+    mlp_rows(
+        x + start * D, y + start * D, mean + start, rstd + start, norm_weight, norm_bias, fc1_weight, fc1_bias,
+        fc2_weight, fc2_bias, eps, row, row < tl.minimum(n_rows - start, M).to(tl.int32),
+        D, F, M, CB, NC, FB, RESIDUAL, FAST,
+    )  # fmt: skip

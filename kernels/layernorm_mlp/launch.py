@@ -11,7 +11,7 @@ from torch import Tensor
 from titn.kernels.common.device import architecture, interpreting, positive
 from titn.kernels.common.partial_sums import summed
 from titn.kernels.common.weights import MlpWeights, contiguous
-from titn.kernels.common.wide import Wide, as_rows, weight_gradient, wide
+from titn.kernels.common.wide import Wide, as_rows, copy_in, weight_gradient, wide
 from titn.kernels.layernorm_mlp.backward import backward_kernel
 from titn.kernels.layernorm_mlp.forward import forward_kernel
 
@@ -55,17 +55,18 @@ def backward(dy: Tensor, x: Tensor, mean: Tensor, rstd: Tensor, *rest: Any) -> t
     dx = torch.empty_like(rows)
     normed = x.new_empty(n, width, dtype=kind)
     activation, dhidden = (x.new_empty(n, hidden, dtype=kind) for _ in range(2))
+    copy = copy_in(gradient, kind)
     c = wide("layernorm_mlp.backward", width, kind, architecture(x))
     programs = triton.cdiv(n, c.rows)
     partial = x.new_empty(programs, 3 * width + hidden, dtype=torch.float32)
     if n:
         with torch.cuda.device_of(x):
             backward_kernel[programs,](
-                rows, gradient, mean, rstd, *w[:5], dx, normed, activation, dhidden, partial, n,
+                rows, gradient, mean, rstd, *w[:5], dx, normed, activation, dhidden, copy, partial, n,
                 **kernel_constants(c, width, hidden, residual), **c.options,
             )  # fmt: skip
     dfc1 = weight_gradient(dhidden, normed)
-    dfc2 = weight_gradient(gradient.to(kind), activation)
+    dfc2 = weight_gradient(gradient if copy is None else copy, activation)
     return dx.view(x.shape), dfc1, dfc2, summed(partial)
 
 

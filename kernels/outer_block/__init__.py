@@ -6,14 +6,14 @@ For tokens x [B, T, D], H heads of width D / H (TNT, arXiv 2103.00112, equations
     m = x + concat_h(softmax(q_h k_h^T / sqrt(D / H)) v_h) Wo^T + bo
     y = m + gelu(LN2(m) W1^T + b1) W2^T + b2
 
-`outer_attention` is the first half, with or without its residual, `outer_block` both; the second half is
-`titn.kernels.layernorm_mlp`. The Triton forward is four kernels: LayerNorm with the product for q, k and v, attention
-(`short_attention`, up to 72 tokens), projection with bias and residual, and the MLP half. Whole rows stay on the chip,
-128 of them at D = 192, so LayerNorm costs no pass over memory; two float32 statistics a row are kept for the backward,
-which is four kernels, four library products for the gradients of the weights and three sums of partial rows. In
-PyTorch's plain operations the same takes 14 and 24 launches, compiled 10 and 15 (`python -m bench.launches`). The
-gradient that arrives at the residual is added within the backward of LayerNorm.
-"""
+`outer_attention` is the first half, with or without its residual, `outer_block` both; the second half alone is
+`titn.kernels.layernorm_mlp`. The Triton forward of `outer_block` is three kernels: LayerNorm with the product for q, k
+and v, attention (`short_attention`, up to 72 tokens), and the tail: projection with bias and residual, and the MLP
+half. Whole rows stay on the chip, 128 of them at D = 192, so LayerNorm costs no pass over memory; two float32
+statistics a row are kept for the backward. That is three kernels as well, which also write the operands of four library
+products for the gradients of the weights in their dtype, and one sum of partial rows. In PyTorch's plain operations the
+same takes 14 and 24 launches, compiled 10 and 15 (`python -m bench.launches`). The gradient that arrives at the
+residual is added within the backward of LayerNorm."""
 
 from titn.kernels.outer_block.op import outer_attention, outer_block
 

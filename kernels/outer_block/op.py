@@ -15,6 +15,7 @@ from titn.kernels.common.weights import AttentionWeights, MlpWeights, cast, dtyp
 from titn.kernels.common.wide import as_rows, weight_gradient, wide_reasons
 from titn.kernels.layernorm_mlp import layernorm_mlp
 from titn.kernels.outer_block.reference import attend, outer_attention_reference
+from titn.kernels.short_attention.op import attention_limits
 
 
 def outer_attention(
@@ -78,8 +79,47 @@ def outer_block(
 
     Args, Returns, Raises: as those two; eps is that of both LayerNorms.
     """
+    if backend == "triton" and _fits_one(x, attention, mlp, num_heads):
+        dtype = autocast_dtype(x.device.type) or x.dtype
+        return _OuterBlock.apply(x, num_heads, eps, dtype, *attention, *mlp)
     middle = outer_attention(x, attention, num_heads=num_heads, eps=eps, backend=backend)
     return layernorm_mlp(middle, mlp, eps=eps, backend=backend)
+
+
+_MATRICES = (2, 4, 8, 10)
+"""Places of the matrices among the twelve weights."""
+
+
+def _fits_one(x: Tensor, attention: AttentionWeights, mlp: MlpWeights, num_heads: int) -> bool:
+    """Whether one operator can do the whole block; the two halves say why not, or do without the attention kernels."""
+    if x.dim() != 3:
+        return False
+    attention.check("outer_block", x.shape[2], num_heads)
+    mlp.check("outer_block", x.shape[2])
+    dtype = autocast_dtype(x.device.type) or x.dtype
+    length, width = x.shape[1], x.shape[2] // num_heads
+    if wide_reasons(x, "triton", *attention, *mlp, dtype=dtype):
+        return False
+    return not attention_limits(x, length, width, dtype)
+
+
+class _OuterBlock(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, num_heads: int, eps: float, dtype: torch.dtype, *weights: Any) -> Tensor:
+        w = [in_dtype(each, dtype) if i in _MATRICES else each for i, each in enumerate(weights)]
+        y, *kept = torch.ops.titn.outer_block(x, *w, num_heads, eps)
+        ctx.save_for_backward(x, *kept, *w[:3], w[4], *w[6:11])
+        ctx.dtypes = [dtype_of(each) for each in weights]
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        dx, dqkv, dproj, dfc1, dfc2, vectors = torch.ops.titn.outer_block_backward(dy, *ctx.saved_tensors)
+        hidden, d = dfc1.shape
+        gamma1, beta1, qkv, gamma2, beta2, bias2, bias1, proj = vectors.split((d, d, 3 * d, d, d, d, hidden, d))
+        gradients = (gamma1, beta1, dqkv, qkv, dproj, proj, gamma2, beta2, dfc1, bias1, dfc2, bias2)
+        return dx, None, None, None, *(cast(g, dtype) for g, dtype in zip(gradients, ctx.dtypes, strict=True))
 
 
 class LayerNormLinear(torch.autograd.Function):
@@ -132,9 +172,8 @@ class LinearResidual(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, dout: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
-        dx, dbias = torch.ops.titn.linear_residual_backward(dout, weight)
-        dweight = weight_gradient(as_rows(dout).to(weight.dtype), as_rows(x)).to(ctx.dtype)
-        return dx, dweight, cast(dbias, ctx.bias_dtype), dout if ctx.has_residual else None
+        dx, dweight, dbias = torch.ops.titn.linear_residual_backward(dout, x, weight)
+        return dx, dweight.to(ctx.dtype), cast(dbias, ctx.bias_dtype), dout if ctx.has_residual else None
 
 
 def _layernorm_linear_fake(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
@@ -156,9 +195,24 @@ def _linear_residual_fake(x: Tensor, weight: Tensor, bias: Tensor | None, residu
     return x.new_empty(*x.shape[:-1], weight.shape[0], dtype=dtype)
 
 
-def _linear_residual_backward_fake(dout: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    dx = dout.new_empty(*dout.shape[:-1], weight.shape[1], dtype=weight.dtype)
-    return dx, dout.new_empty(weight.shape[0], dtype=torch.float32)
+def _linear_residual_backward_fake(dout: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    dx, dweight = x.new_empty(x.shape, dtype=weight.dtype), weight.new_empty(weight.shape, dtype=torch.float32)
+    return dx, dweight, dweight.new_empty(weight.shape[0])
+
+
+def _block_fake(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    *weights, heads, _ = rest
+    batch, length, width = x.shape
+    kind = weights[2].dtype
+    qkv = x.new_empty(batch, length, 3, heads, width // heads, dtype=kind)
+    statistics = x.new_empty(4, batch * length, dtype=torch.float32)
+    return x.new_empty(x.shape), qkv, x.new_empty(x.shape, dtype=kind), x.new_empty(x.shape), statistics
+
+
+def _block_backward_fake(dy: Tensor, x: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+    _, _, qkv, proj, _, _, fc1, _, fc2 = rest[4:]
+    matrices = [x.new_empty(w.shape, dtype=torch.float32) for w in (qkv, proj, fc1, fc2)]
+    return x.new_empty(x.shape), *matrices, x.new_empty(9 * x.shape[2] + fc1.shape[0], dtype=torch.float32)
 
 
 _LAUNCH = "titn.kernels.outer_block.launch"
@@ -180,7 +234,23 @@ register(
     _linear_residual_fake,
 )
 register(
-    "linear_residual_backward(Tensor dout, Tensor weight) -> (Tensor, Tensor)",
+    "linear_residual_backward(Tensor dout, Tensor x, Tensor weight) -> (Tensor, Tensor, Tensor)",
     f"{_LAUNCH}:linear_residual_backward",
     _linear_residual_backward_fake,
+)
+register(
+    "outer_block(Tensor x, Tensor? norm1_weight, Tensor? norm1_bias, Tensor qkv_weight, Tensor? qkv_bias, "
+    "Tensor proj_weight, Tensor? proj_bias, Tensor? norm2_weight, Tensor? norm2_bias, Tensor fc1_weight, "
+    "Tensor? fc1_bias, Tensor fc2_weight, Tensor? fc2_bias, int num_heads, float eps) "
+    "-> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    f"{_LAUNCH}:block",
+    _block_fake,
+)
+register(
+    "outer_block_backward(Tensor dy, Tensor x, Tensor qkv, Tensor heads, Tensor middle, Tensor statistics, "
+    "Tensor? norm1_weight, Tensor? norm1_bias, Tensor qkv_weight, Tensor proj_weight, Tensor? norm2_weight, "
+    "Tensor? norm2_bias, Tensor fc1_weight, Tensor? fc1_bias, Tensor fc2_weight) "
+    "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    f"{_LAUNCH}:block_backward",
+    _block_backward_fake,
 )

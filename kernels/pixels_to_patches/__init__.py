@@ -17,6 +17,6 @@ dW = gamma H + beta db (gamma and beta repeated for every pixel), and dgamma and
 d and l: the parameters' gradients cost one product and no sums over rows.
 """
 
-from titn.kernels.pixels_to_patches.op import pixels_to_patches
+from titn.kernels.pixels_to_patches.op import passing_pixels, pixels_to_patches
 
-__all__ = ["pixels_to_patches"]
+__all__ = ["passing_pixels", "pixels_to_patches"]

@@ -41,14 +41,14 @@ def _gradient_rows(dout, place, present, d, kind: tl.constexpr, D: tl.constexpr)
 
 @triton.jit
 def backward_kernel(
-    dout, pixels, gamma, beta, weight, dpixels, part_weight, part_bias, part_norm, rows, eps,
+    dout, pixels, dpassed, gamma, beta, weight, dpixels, part_weight, part_bias, part_norm, rows, eps,
     N: tl.constexpr, T: tl.constexpr, L: tl.constexpr, C: tl.constexpr, D: tl.constexpr,
     M: tl.constexpr, LB: tl.constexpr, CP: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr, TILES: tl.constexpr,
 ):  # fmt: skip
     """Gradients from every S-th tile of M of the rows = B N, for one chunk of pixels; grid (chunks, TILES, splits S).
 
     A program sums dR^T h for its own tile of columns over its row tiles. dpixels needs all D columns: the programs of
-    the TILES tiles take turns at it, row tile by row tile.
+    the TILES tiles take turns at it, row tile by row tile. dpassed, as dpixels or None, is added to it.
     """
     first = tl.program_id(0) * LB
     own = tl.program_id(1)
@@ -94,6 +94,8 @@ def backward_kernel(
         g = tl.reshape(g, (M, LB, CP))
         both = h * tl.sum(g * h, 2)[:, :, None] + tl.sum(g, 2)[:, :, None]
         dx = (g - both * (1.0 / C)) * scale[:, :, None]
+        if dpassed is not None:
+            dx += tl.load(dpassed + offsets, mask=mask, other=0.0).to(tl.float32)
         tl.store(dpixels + offsets, dx.to(dpixels.dtype.element_ty), mask=mask)
     dgamma, dbeta = _store_weight_partial(
         total0, weight, gamma, beta, part_weight, part_bias, split, first, d0, L, C, CP, LB, D

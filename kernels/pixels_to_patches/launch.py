@@ -87,13 +87,14 @@ def forward(pixels: Tensor, patches: Tensor, *rest: Any) -> Tensor:
     return out
 
 
-def backward(gradient: Tensor, pixels: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+def backward(gradient: Tensor, pixels: Tensor, passed: Tensor | None, *rest: Any) -> tuple[Tensor, ...]:
     """The operator `pixels_to_patches_backward`: gradients of pixels (its dtype) and of the parameters (float32).
 
-    rest: norm_weight, norm_bias, weight; eps.
+    passed: the gradient of the pixels that were passed on, which is added to theirs. rest: norm_weight, norm_bias,
+    weight; eps.
     """
     *given, eps = rest
-    gradient, pixels, *parameters = contiguous(gradient, pixels, *given)
+    gradient, pixels, passed, *parameters = contiguous(gradient, pixels, passed, *given)
     (images, n, length, channels), (_, t, width) = pixels.shape, gradient.shape
     columns, rows = length * channels, images * n
     dpixels = torch.empty_like(pixels)
@@ -108,7 +109,7 @@ def backward(gradient: Tensor, pixels: Tensor, *rest: Any) -> tuple[Tensor, ...]
     part_norm = pixels.new_empty(splits * shares, 2 * channels, dtype=torch.float32)
     with torch.cuda.device_of(pixels):
         backward_kernel[chunks, tile.tiles, splits](
-            gradient, pixels, *parameters, dpixels, part_weight, part_bias, part_norm, rows, positive(eps),
+            gradient, pixels, passed, *parameters, dpixels, part_weight, part_bias, part_norm, rows, positive(eps),
             **constants(tile, n, t, length, channels, width), **tile.options, enable_fp_fusion=True,
         )  # fmt: skip
         blocks = triton.cdiv(width * columns, REDUCE_BLOCK) + triton.cdiv(width, REDUCE_BLOCK) + 1

@@ -30,6 +30,8 @@ def pixels_to_patches(
 ) -> Tensor:
     """Normalise, flatten and project the pixels of every patch and add them to rows 1..N of patches.
 
+    `passing_pixels` does the same for pixels that are used further.
+
     Args:
         pixels: `[B, N, L, C]`, any floating dtype and strides.
         patches: `[B, T, D]` with T >= N + 1: one row in front, T - N - 1 behind.
@@ -45,6 +47,26 @@ def pixels_to_patches(
     Raises:
         ValueError: shapes that do not fit, or an unknown backend.
         BackendUnavailable: the requested backend cannot run here.
+    """
+    out, _ = passing_pixels(pixels, patches, norm_weight, norm_bias, weight, bias, eps=eps, backend=backend)
+    return out
+
+
+def passing_pixels(
+    pixels: Tensor,
+    patches: Tensor,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    *,
+    eps: float = 1e-5,
+    backend: str = "auto",
+) -> tuple[Tensor, Tensor]:
+    """As `pixels_to_patches`, and the pixels: what is made of these has its gradient added within the backward kernel.
+
+    Returns:
+        The new patches, and a view of the pixels.
     """
     if pixels.dim() != 4 or patches.dim() != 3 or pixels.shape[0] != patches.shape[0]:
         both = f"{tuple(pixels.shape)} and {tuple(patches.shape)}"
@@ -63,8 +85,9 @@ def pixels_to_patches(
         "torch": list,
     }
     if choose("pixels_to_patches", backend, reasons) == "torch":
-        return project(pixels, patches, *parameters, eps)
-    return _PixelsToPatches.apply(pixels.to(dtype), patches, *parameters, eps)
+        return project(pixels, patches, *parameters, eps), pixels
+    out, passed = _PixelsToPatches.apply(pixels.to(dtype), patches, *parameters, eps)
+    return out, passed if pixels.dtype == dtype else pixels
 
 
 def _limits(pixels: Tensor, patches: Tensor) -> list[str]:
@@ -90,19 +113,23 @@ class _PixelsToPatches(torch.autograd.Function):
         weight: Tensor,
         bias: Tensor | None,
         eps: float,
-    ) -> Tensor:
+    ) -> tuple[Tensor, Tensor]:
         ctx.save_for_backward(pixels, norm_weight, norm_bias, weight)
+        ctx.set_materialize_grads(False)
         ctx.eps, ctx.bias_dtype = eps, dtype_of(bias)
-        return torch.ops.titn.pixels_to_patches(pixels, patches, norm_weight, norm_bias, weight, bias, eps)
+        out = torch.ops.titn.pixels_to_patches(pixels, patches, norm_weight, norm_bias, weight, bias, eps)
+        return out, pixels.view_as(pixels)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, gradient: Tensor | None, passed: Tensor | None) -> tuple[Tensor | None, ...]:
+        if gradient is None:
+            return passed, None, None, None, None, None, None
         pixels, norm_weight, norm_bias, weight = ctx.saved_tensors
         if not any(ctx.needs_input_grad[i] for i in (0, 2, 3, 4, 5)):
             return None, gradient, None, None, None, None, None
         dpixels, dgamma, dbeta, dweight, dbias = torch.ops.titn.pixels_to_patches_backward(
-            gradient, pixels, norm_weight, norm_bias, weight, ctx.eps
+            gradient, pixels, passed, norm_weight, norm_bias, weight, ctx.eps
         )
         return (
             dpixels,
@@ -119,7 +146,7 @@ def _forward_fake(pixels: Tensor, patches: Tensor, *rest: Any) -> Tensor:
     return torch.empty_like(patches, memory_format=torch.contiguous_format)
 
 
-def _backward_fake(gradient: Tensor, pixels: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+def _backward_fake(gradient: Tensor, pixels: Tensor, passed: Tensor | None, *rest: Any) -> tuple[Tensor, ...]:
     *parameters, _ = rest
     dgamma, dbeta, dweight = (torch.empty(p.shape, dtype=torch.float32, device=p.device) for p in parameters)
     dpixels = torch.empty_like(pixels, memory_format=torch.contiguous_format)
@@ -134,8 +161,8 @@ register(
     _forward_fake,
 )
 register(
-    "pixels_to_patches_backward(Tensor gradient, Tensor pixels, Tensor norm_weight, Tensor norm_bias, Tensor weight, "
-    "float eps) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    "pixels_to_patches_backward(Tensor gradient, Tensor pixels, Tensor? passed, Tensor norm_weight, Tensor norm_bias, "
+    "Tensor weight, float eps) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
     f"{_LAUNCH}:backward",
     _backward_fake,
 )

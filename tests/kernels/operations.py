@@ -12,12 +12,15 @@ from torch import Tensor
 from util import DEVICE, Inputs, block_shapes, randn, weights
 
 from titn.kernels import (
+    HeadWeights,
     MlpWeights,
+    class_heads,
     distillation_loss,
     inner_block,
     layernorm_mlp,
     outer_attention,
     outer_block,
+    passing_pixels,
     pixels_to_patches,
     short_attention,
 )
@@ -77,6 +80,18 @@ def _mlp(residual: bool) -> Callable[[Inputs, str], Tensor]:
     return lambda t, backend: layernorm_mlp(t[0], MlpWeights(*t[1:]), residual=residual, backend=backend)  # type: ignore[arg-type]
 
 
+def _passing(t: Inputs, backend: str) -> Tensor:
+    """Patches and what comes of the pixels behind them, in one row for an image."""
+    patches, pixels = passing_pixels(*t, backend=backend)  # type: ignore[arg-type]
+    return torch.cat((patches.flatten(1), pixels.square().flatten(1).to(patches.dtype)), dim=1)
+
+
+def _heads(t: Inputs, backend: str) -> Tensor:
+    """Both logits side by side."""
+    first, second = HeadWeights(*t[1:5]), HeadWeights(*t[5:])  # type: ignore[arg-type]
+    return torch.cat(class_heads(t[0], (first, second), pooled=4, backend=backend), dim=1)  # type: ignore[arg-type]
+
+
 def _attention(t: Inputs, backend: str, **options: Any) -> Tensor:
     return short_attention(*t, backend=backend, **options)  # type: ignore[arg-type]
 
@@ -96,6 +111,8 @@ def _loss(t: Inputs, backend: str, kind: str) -> Tensor:
 _HALF = dict(list(block_shapes(12, 20).items())[:6])
 _MLP: Shapes = {name.replace("norm2", "norm"): shape for name, shape in list(block_shapes(12, 20).items())[6:]}
 _PATCHES: Shapes = {"norm_weight": (12,), "norm_bias": (12,), "weight": (32, 48), "bias": (32,)}
+_HEAD: Shapes = {"norm_weight": (12,), "norm_bias": (12,), "weight": (7, 12), "bias": (7,)}
+_HEADS: Shapes = _HEAD | {f"other_{name}": shape for name, shape in _HEAD.items()}
 _LOGITS: Shapes = {"class_logits": (7, 10), "distillation_logits": (7, 10)}
 
 OPERATIONS = {
@@ -110,6 +127,8 @@ OPERATIONS = {
         {"pixels": (3, 4, 4, 12), "patches": (3, 6, 32)},
         _PATCHES,
     ),
+    "passing_pixels": Operation(_passing, {"pixels": (3, 4, 4, 12), "patches": (3, 6, 32)}, _PATCHES),
+    "class_heads": Operation(_heads, {"x": (3, 6, 12)}, _HEADS),
     "short_attention": Operation(_attention, {"qkv": (3, 16, 3, 4, 3)}, {}),
     "short_attention of 40 tokens": Operation(_attention, {"qkv": (2, 40, 3, 1, 8)}, {}),
     "short_attention of three": Operation(_attention, dict.fromkeys(("q", "k", "v"), (3, 2, 5, 3)), {}),

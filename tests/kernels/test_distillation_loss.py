@@ -13,7 +13,7 @@ from torch import Tensor
 from util import DEVICE, assert_close, nan_filled_memory, randn, relative_error
 
 from titn.kernels.common.backend import BackendUnavailable
-from titn.kernels.distillation_loss import distillation_loss
+from titn.kernels.distillation_loss import distillation_loss, loss_and_sums
 from titn.kernels.distillation_loss.forward import total
 
 Teacher = Tensor | tuple[Tensor, Tensor] | None
@@ -44,9 +44,10 @@ def wide(teacher: Teacher) -> Teacher:
 
 def loss_and_gradients(backend: str, arguments: list[Any], options: dict[str, Any], gradient: float) -> list[Tensor]:
     logits = [t.detach().clone().requires_grad_() for t in arguments[:2]]
-    loss = distillation_loss(*logits, *arguments[2:], backend=backend, **options)
+    loss, sums = loss_and_sums(*logits, *arguments[2:], backend=backend, **options)
+    assert sums.dtype == torch.float64 and not sums.requires_grad
     incoming = torch.tensor(gradient, dtype=loss.dtype, device=loss.device).expand(loss.shape)
-    return [loss.detach(), *torch.autograd.grad(loss, logits, incoming, materialize_grads=True)]
+    return [loss.detach(), sums, *torch.autograd.grad(loss, logits, incoming, materialize_grads=True)]
 
 
 def triton_against_reference(batch: int, classes: int, kind: str, dtype: torch.dtype) -> None:
@@ -56,6 +57,9 @@ def triton_against_reference(batch: int, classes: int, kind: str, dtype: torch.d
     with nan_filled_memory():
         found = loss_and_gradients("triton", arguments, options, 7.0)
     assert found[0].dtype == torch.float32 and found[0].shape == ()
+    sums, expected_sums = found.pop(1), expected.pop(1)
+    torch.testing.assert_close(sums[0], batch * found[0].double(), rtol=1e-6, atol=0)
+    assert torch.equal(sums[1:], expected_sums[1:])
     for name, actual, truth in zip(("loss", "class", "distillation"), found, expected, strict=True):
         if (kind, classes, name) == ("standardized", 2, "distillation"):
             assert truth.norm() < 1e-5 and actual.norm() < 1e-5  # z-scores of two logits are 1 and -1 whatever they are
@@ -131,7 +135,7 @@ def test_float16_gradients_do_not_underflow_before_they_are_scaled() -> None:
     arguments[:2] = [logits * 4 for logits in arguments[:2]]
     expected = loss_and_gradients("torch", [t.double() for t in arguments[:2]] + arguments[2:], options, 2.0**16)
     found = loss_and_gradients("triton", arguments, options, 2.0**16)
-    for actual, truth in zip(found[1:], expected[1:], strict=True):
+    for actual, truth in zip(found[2:], expected[2:], strict=True):
         lost = (truth.div(2.0**16).half() == 0) & (truth > 2.0**-13)
         assert lost.sum() > 20
         assert relative_error(actual[lost], truth[lost]) < 1e-3
@@ -156,10 +160,13 @@ def test_triton_label_out_of_range_gives_nan(position: str, label: int) -> None:
 
 @pytest.mark.parametrize("count", [1, 1023, 1024, 1025, 65537])
 def test_total_of_any_number_of_losses(count: int) -> None:
-    losses = randn(count, seed=0)
+    losses = randn(3, count, seed=0)
+    losses[1:] = (losses[1:] > 0).float()
     out = torch.full((1,), float("nan"), device=DEVICE)
-    total[(1,)](losses, out, count, BLOCK=1024)
-    assert_close(out[0], losses.double().sum(), 1e-5)
+    sums = torch.full((3,), float("nan"), dtype=torch.float64, device=DEVICE)
+    total[(1,)](losses, out, sums, count, BLOCK=1024)
+    assert_close(out[0], losses[0].double().sum(), 1e-5)
+    assert sums.tolist() == [out.item() * count, *losses[1:].double().sum(1).tolist()]
 
 
 @pytest.mark.parametrize("backend", ["auto", "triton"])

@@ -13,8 +13,10 @@ from torch import Tensor
 from util import DEVICE, assert_close, randn
 
 from titn import create_model
+from titn.training.captured import take_kernels
 
 IMAGES, CLASSES = 3, 10
+OPERATIONS = ("inner_block", "passing_pixels", "outer_block")
 
 
 def logits_and_gradients(model: torch.nn.Module, images: Tensor, gradients: list[Tensor]) -> tuple[list[Tensor], dict]:
@@ -39,11 +41,13 @@ def logits_and_gradients(model: torch.nn.Module, images: Tensor, gradients: list
 def test_network_equals_its_reference(name: str, options: dict[str, int]) -> None:
     torch.manual_seed(0)
     model = create_model(name, num_classes=CLASSES, kernels="triton", **options).to(DEVICE)
+    take_kernels(model)
+    assert model.end_kernels == "triton"
     with torch.no_grad():  # zero biases and unit norms would hide mistakes
         for i, parameter in enumerate(model.parameters()):
             parameter += randn(*parameter.shape, seed=i, scale=0.05)
     reference = copy.deepcopy(model).double()
-    reference.kernels = "torch"
+    reference.kernels = reference.end_kernels = "torch"
     size, channels = options["image_size"], options.get("in_channels", 3)
     images = randn(IMAGES, channels, size, size, seed=100)
     gradients = [randn(IMAGES, CLASSES, seed=101 + head) for head in range(2)]
@@ -81,11 +85,11 @@ def test_kernels_are_really_used(monkeypatch: pytest.MonkeyPatch) -> None:
 
         monkeypatch.setattr(layers, operation, recorded)
 
-    for operation in ("inner_block", "pixels_to_patches", "outer_block"):
+    for operation in OPERATIONS:
         record(operation)
     model = create_model("titn", num_classes=CLASSES, image_size=16, depth=1, kernels="triton").to(DEVICE)
     model(randn(1, 3, 16, 16, seed=0))
-    assert seen == {name: {"triton"} for name in ("inner_block", "pixels_to_patches", "outer_block")}
+    assert seen == {name: {"triton"} for name in OPERATIONS}
 
 
 @pytest.mark.usefixtures("large_tiles")
