@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from titn.errors import UserError
+from titn.kernels import HeadWeights, class_heads
 from titn.models.layers import LAYER_NORM_EPS, PatchLayer, PixelLayer, PixelsToPatches
 from titn.models.sizes import TransformerSizes, check_choice, check_rate
 
@@ -34,6 +35,8 @@ class ImageTransformer(nn.Module, ABC):
     """Names of the parts before the blocks."""
     norm_first: bool
     """Whether one LayerNorm serves all tokens before pooling, or each head has its own behind it."""
+    end_kernels: str = "torch"
+    """Backend of what stands before and behind the blocks; "triton" where a captured step has found that it fits."""
 
     def __init__(self, sizes: TransformerSizes, *, drop_rate: float, kernels: str) -> None:
         super().__init__()
@@ -80,6 +83,9 @@ class ImageTransformer(nn.Module, ABC):
 
     def forward_head(self, tokens: Tensor, pre_logits: bool = False) -> Tensor | tuple[Tensor, Tensor]:
         """Tokens [B, T, D] to logits, or to what the heads see, averaged over them: [B, D]."""
+        if self._fused_heads and not pre_logits:
+            logits, distillation_logits = self._both_heads(tokens)
+            return self._answer(logits, distillation_logits)
         features = tokens[:, : self.num_patches + 1].mean(1) if self.pool == "mean" else tokens[:, 0]
         features = self.head_drop(features if self.norm_first else self.norm(features))
         if not self.distilled:
@@ -87,10 +93,29 @@ class ImageTransformer(nn.Module, ABC):
         distillation = self.head_drop(self.norm_dist(tokens[:, -1]))
         if pre_logits:
             return (features + distillation) / 2
-        logits, distillation_logits = self.head(features), self.head_dist(distillation)
+        return self._answer(self.head(features), self.head_dist(distillation))
+
+    @property
+    def _fused_heads(self) -> bool:
+        if self.end_kernels != "triton" or not self.distilled or self.norm_first or self.num_classes == 0:
+            return False
+        return self.head_drop.p == 0.0 or not self.training
+
+    def _both_heads(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        pairs: Any = ((self.norm, self.head), (self.norm_dist, self.head_dist))
+        first, second = (HeadWeights(norm.weight, norm.bias, head.weight, head.bias) for norm, head in pairs)
+        pooled = self.num_patches + 1 if self.pool == "mean" else 1
+        return class_heads(tokens, (first, second), pooled=pooled, eps=LAYER_NORM_EPS, backend=self.end_kernels)
+
+    def _answer(self, logits: Tensor, distillation_logits: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         if self.training and self.distilled_training:
             return logits, distillation_logits
         return (logits + distillation_logits) / 2
+
+    def product_weights(self) -> list[Tensor]:
+        """The matrices [K, D] of the heads, where a kernel takes them in the dtype of its products."""
+        heads: list[Any] = [self.head, self.head_dist] if self._fused_heads else []
+        return [head.weight for head in heads]
 
     def forward(self, images: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         """Images to logits; see the class."""

@@ -14,7 +14,7 @@ from titn.kernels import (
     layernorm_mlp,
     outer_attention,
     outer_block,
-    pixels_to_patches,
+    passing_pixels,
 )
 
 MLP_RATIO = 4
@@ -62,9 +62,9 @@ class PixelsToPatches(nn.Module):
         self.norm = nn.LayerNorm(pixel_dim, eps=LAYER_NORM_EPS)
         self.proj = nn.Linear(pixels * pixel_dim, patch_dim)
 
-    def forward(self, pixels: Tensor, patches: Tensor) -> Tensor:
-        """Pixels [B, N, M, C] and patches [B, T, D] to patches [B, T, D]; only rows 1..N change."""
-        return pixels_to_patches(
+    def forward(self, pixels: Tensor, patches: Tensor) -> tuple[Tensor, Tensor]:
+        """Pixels [B, N, M, C] and patches [B, T, D] to patches [B, T, D], of which rows 1..N change, and the pixels."""
+        return passing_pixels(
             pixels,
             patches,
             self.norm.weight,

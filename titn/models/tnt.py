@@ -8,6 +8,9 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from titn.kernels import pixel_embedding
+from titn.kernels.common.wide import WIDEST
+from titn.kernels.pixel_embedding.op import MAX_OUTPUTS, MAX_PIXELS, MAX_VALUES
 from titn.models.base import ImageTransformer
 from titn.models.layers import PatchLayer, PixelLayer, PixelsToPatches, drop_path_rates, initialise, table
 from titn.models.sizes import TNTSizes, check_rate
@@ -24,8 +27,8 @@ class TNTBlock(nn.Module):
 
     def forward(self, pixels: Tensor, patches: Tensor) -> tuple[Tensor, Tensor]:
         """Pixels [B, N, M, C] and patches [B, T, D] to both of the same shapes."""
-        pixels = self.pixel(pixels)
-        return pixels, self.patch(self.merge(pixels, patches))
+        patches, pixels = self.merge(self.pixel(pixels), patches)
+        return pixels, self.patch(patches)
 
 
 class TransformerInTransformer(ImageTransformer):
@@ -60,12 +63,21 @@ class TransformerInTransformer(ImageTransformer):
 
     def embed_pixels(self, images: Tensor) -> Tensor:
         """Images [B, in_channels, H, W] to pixels [B, N, M, C]."""
-        batch, channels = images.shape[:2]
-        size = self.sizes.pixel_size
-        patches, pixels = self.image_size // self.sizes.patch_size, self.sizes.patch_size // size
-        squares = images.reshape(batch, channels, patches, pixels, size, patches, pixels, size)
-        squares = squares.permute(0, 2, 5, 3, 6, 1, 4, 7).reshape(batch, patches**2, pixels**2, -1)
-        return self.pixel_embed(squares) + self.pixel_position
+        return pixel_embedding(
+            images,
+            self.pixel_embed.weight,
+            self.pixel_embed.bias,
+            self.pixel_position,
+            patch=self.sizes.patch_size,
+            size=self.sizes.pixel_size,
+            backend=self.end_kernels,
+        )
+
+    def ends_fit(self) -> bool:
+        """Whether the kernels of pixel embedding and heads have these sizes."""
+        values = self.pixel_embed.in_features, self.sizes.pixel_dim, self.sizes.num_pixels
+        largest = MAX_VALUES, MAX_OUTPUTS, MAX_PIXELS
+        return self.embed_dim <= WIDEST and all(n <= most for n, most in zip(values, largest, strict=True))
 
     def forward_features(self, images: Tensor) -> Tensor:
         """Images [B, in_channels, H, W] to patch tokens [B, T, D] behind the last block."""

@@ -25,7 +25,9 @@ from torch import Tensor, nn
 from titn.kernels.common.weights import cast_at_once
 from titn.kernels.common.wide import WIDEST
 from titn.kernels.short_attention.op import MAX_HEAD_DIMENSION
+from titn.models.base import ImageTransformer
 from titn.models.layers import PatchLayer
+from titn.models.tnt import TransformerInTransformer
 from titn.pipelines import Batch
 from titn.training.step import TrainStep
 
@@ -82,7 +84,7 @@ class CapturedStep(TrainStep):
         for group in optimizer.param_groups:
             if "capturable" in group and self.device.type == "cuda":
                 group["capturable"] = True
-        layers = [each for each in module.modules() if isinstance(each, PatchLayer)]
+        layers = [each for each in module.modules() if isinstance(each, (PatchLayer, ImageTransformer))]
         self._weights = [weight for layer in layers for weight in layer.product_weights()]
         self._batch: Batch | None = None
         self._targets: Tensor | None = None
@@ -164,11 +166,14 @@ class CapturedStep(TrainStep):
 
 
 def take_kernels(module: nn.Module) -> None:
-    """Let patch layers that choose for themselves take their Triton kernels, where these have the layer's sizes.
+    """Let layers that choose for themselves take their Triton kernels, where these have the layer's sizes.
 
-    By themselves they leave LayerNorm and GELU to torch.compile, which a captured step does without.
+    By themselves patch layers, pixel embedding and heads leave it to torch.compile to fuse what they do, which a
+    captured step does without.
     """
     for layer in module.modules():
+        if isinstance(layer, TransformerInTransformer) and layer.kernels in ("auto", "triton") and layer.ends_fit():
+            layer.end_kernels = "triton"
         if isinstance(layer, PatchLayer) and layer.kernels == "auto":
             width = layer.proj.in_features
             if width <= WIDEST and width // layer.heads <= MAX_HEAD_DIMENSION:

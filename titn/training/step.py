@@ -13,7 +13,7 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor, nn
 
-from titn.kernels import distillation_loss
+from titn.kernels import loss_and_sums
 from titn.pipelines import Batch
 from titn.training.average import WeightAverage
 
@@ -22,11 +22,15 @@ CompiledForm = Literal["blocks", "whole", "graph"]
 
 
 class Objective(Protocol):
-    """The loss of a batch, a scalar, from the logits [B, K] of the heads and the teacher's targets."""
+    """The loss of a batch, a scalar, from the logits [B, K] of the heads and the teacher's targets.
+
+    With it come sums over the batch, float64 [3]: the loss, images whose class head says `labels_a`, images whose
+    distillation head agrees with the teacher.
+    """
 
     def __call__(
         self, batch: Batch, class_logits: Tensor, distillation_logits: Tensor | None, targets: Tensor | None
-    ) -> Tensor: ...
+    ) -> tuple[Tensor, Tensor]: ...
 
 
 def distillation_objective(
@@ -46,13 +50,13 @@ def distillation_objective(
         temperature: of every kind but "hard".
         beta: of "decoupled".
         label_smoothing: of the cross-entropy with the labels.
-        backend: of `titn.kernels.distillation_loss`.
+        backend: of `titn.kernels.loss_and_sums`.
     """
 
     def objective(
         batch: Batch, class_logits: Tensor, distillation_logits: Tensor | None, targets: Tensor | None
-    ) -> Tensor:
-        return distillation_loss(
+    ) -> tuple[Tensor, Tensor]:
+        return loss_and_sums(
             class_logits,
             distillation_logits,
             batch.labels_a,
@@ -113,8 +117,7 @@ class TrainStep:
         """One step at learning rate `rate`.
 
         Returns:
-            Sums over the batch, float64 [3] on its device: the loss, images whose class head says `labels_a`, images
-            whose distillation head agrees with the teacher.
+            The objective's sums over the batch, on its device.
         """
         for group in self.optimizer.param_groups:
             group["lr"] = rate
@@ -143,9 +146,9 @@ class TrainStep:
         with torch.autocast(batch.images.device.type, self.amp, enabled=self.amp is not None):
             output = self.module(batch.images)
         class_logits, distillation_logits = output if isinstance(output, tuple) else (output, None)
-        loss = self.objective(batch, class_logits, distillation_logits, targets)
+        loss, sums = self.objective(batch, class_logits, distillation_logits, targets)
         self.scaler.scale(loss if share == 1 else loss * share).backward()
-        return _sums(batch, loss, class_logits, distillation_logits, targets)
+        return sums
 
 
 def _pieces(batch: Batch, targets: Tensor | None, count: int) -> list[tuple[Batch, Tensor | None]]:
@@ -155,18 +158,6 @@ def _pieces(batch: Batch, targets: Tensor | None, count: int) -> list[tuple[Batc
     columns = [getattr(batch, each.name).tensor_split(count) for each in fields(Batch)]
     answers = [None] * count if targets is None else targets.tensor_split(count)
     return [(Batch(*values), answer) for *values, answer in zip(*columns, answers, strict=True)]
-
-
-@torch.no_grad()
-def _sums(
-    batch: Batch, loss: Tensor, class_logits: Tensor, distillation_logits: Tensor | None, targets: Tensor | None
-) -> Tensor:
-    correct = (class_logits.argmax(1) == batch.labels_a).sum()
-    agreed = torch.zeros_like(correct)
-    if targets is not None and distillation_logits is not None:
-        decision = targets if targets.ndim == 1 else targets.argmax(1)
-        agreed = (distillation_logits.argmax(1) == decision).sum()
-    return torch.stack([loss.detach().double() * len(batch.ids), correct.double(), agreed.double()])
 
 
 def compile_network(module: nn.Module, form: CompiledForm, backend: str = "inductor") -> None:
