@@ -72,3 +72,25 @@ def test_training_does_not_wait_for_a_checkpoint(checkpoints: dict[str, Any]) ->
     assert count(snapshot, "copy device to pinned") > 100 and count(snapshot, "copy device to pageable") == 0
     assert count(snapshot, "synchronize") == 0
     assert count(write, "copy device to pinned") == 0 and count(write, "synchronize") == 2
+
+
+@pytest.fixture(scope="module")
+def evaluations(null_cuda: NullDevice) -> dict[str, Any]:
+    return null_cuda.run("evaluation.py", f"cuda:{DEVICE}", devices=2)
+
+
+def test_whole_batches_of_an_evaluation_are_captured_once(evaluations: dict[str, Any]) -> None:
+    """A graph for each, and the last batch call by call."""
+    for report in evaluations.values():
+        assert report["faults"] == [] and set(report["devices"]) == {DEVICE}
+    assert [report["counts"]["launch graph"] for report in evaluations.values()] == [2, 2, 3]
+    assert [report["counts"].get("capture", 0) for report in evaluations.values()] == [1, 0, 0]
+
+
+def test_an_evaluation_waits_for_its_images_and_its_logits_only(evaluations: dict[str, Any]) -> None:
+    """Images, labels and two constants of the pipeline go up, logits come down; each whole batch keeps its budget."""
+    for report in (evaluations["second"], evaluations["longer"]):
+        assert count(report, "synchronize") <= 5 and count(report, "copy device to pageable") == 1
+        assert count(report, "load module", "capture", "allocate") == 0
+    whole = budget("issued by an evaluated batch")
+    assert issued(evaluations["longer"]) - issued(evaluations["second"]) <= whole

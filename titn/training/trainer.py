@@ -26,7 +26,9 @@ from titn.network import NetworkSpec
 from titn.pipelines import Augmentation, EpochPlan, ImageFiles, Pipeline, TorchPipeline
 from titn.pipelines.image_files import Images
 from titn.training import checkpoint
+from titn.training.captured import CapturedStep
 from titn.training.checkpoint import Progress
+from titn.training.evaluation import CapturedForward
 from titn.training.interrupt import StopRequest
 from titn.training.run import Run
 from titn.training.schedule import Schedule
@@ -83,6 +85,7 @@ class Trainer:
         self._checkpoints = checkpoint.Writer(run.checkpoints)
         self._thread = ThreadPoolExecutor(1)
         self._next_plan: Future[EpochPlan] | None = None
+        self._forwards: dict[nn.Module, CapturedForward] = {}
 
     def resume(self) -> None:
         """Take up the newest checkpoint of the run folder, if there is one."""
@@ -190,8 +193,17 @@ class Trainer:
     def _evaluate(self) -> Tensor:
         """Test logits, which are kept in `logits`."""
         self.logits = None
-        self.logits = self._finite(test_logits(self.step.module, self.dataset, self.device))
+        dataset = self.dataset
+        self.logits = self._answers(self.step.module, dataset.test_images, dataset.test_labels)
         return self.logits
+
+    def _answers(self, module: nn.Module, images: Images, labels: np.ndarray) -> Tensor:
+        """`evaluation_logits`, all finite; beside a captured step whole batches are captured too."""
+        size = evaluation_batch(self.device, self.dataset.image_size)
+        if isinstance(self.step, CapturedStep) and self.device.type == "cuda" and module not in self._forwards:
+            self._forwards[module] = CapturedForward(module, size)
+        forward = self._forwards.get(module)
+        return self._finite(evaluation_logits(module, self.dataset, images, labels, self.device, size, forward))
 
     def _finite(self, logits: Tensor) -> Tensor:
         if not torch.isfinite(logits).all():
@@ -244,13 +256,12 @@ class Trainer:
         }
         judged, words = test["top1"], f"test {test['top1']:.2%}  "
         if dataset.val_images is not None and dataset.val_labels is not None:
-            split = (dataset.val_images, dataset.val_labels)
-            answers = self._finite(evaluation_logits(self.step.module, dataset, *split, self.device))
+            answers = self._answers(self.step.module, dataset.val_images, dataset.val_labels)
             judged = classification_metrics(answers, torch.from_numpy(dataset.val_labels))["top1"]
             line["val_top1"] = judged
             words = f"validation {judged:.2%}  {words}"
         if self._averaged is not None:
-            answers = self._finite(test_logits(self._averaged, dataset, self.device))
+            answers = self._answers(self._averaged, dataset.test_images, dataset.test_labels)
             line["test_top1_average"] = classification_metrics(answers, labels)["top1"]
             words += f"averaged {line['test_top1_average']:.2%}  "
         return line, judged, words
@@ -312,6 +323,14 @@ def test_logits(module: nn.Module, dataset: Dataset, device: torch.device) -> Te
     return evaluation_logits(module, dataset, dataset.test_images, dataset.test_labels, device)
 
 
+def evaluation_batch(device: torch.device, image_size: int) -> int:
+    """Images at a time: 250, on a GPU 2,000 of 32x32 pixels, fewer of more pixels.
+
+    There launches cost more than arithmetic, and nothing waits before the last batch.
+    """
+    return min(2000, max(250, 2000 * 32**2 // image_size**2)) if device.type == "cuda" else 250
+
+
 @torch.no_grad()
 def evaluation_logits(
     module: nn.Module,
@@ -320,6 +339,7 @@ def evaluation_logits(
     labels: np.ndarray,
     device: torch.device,
     batch_size: int | None = None,
+    forward: CapturedForward | None = None,
 ) -> Tensor:
     """Logits in float32 arithmetic without compilation, [N, K] on the CPU.
 
@@ -329,18 +349,18 @@ def evaluation_logits(
         images: uint8 [N, S, S, C], in memory or in files.
         labels: int64 [N].
         device: where to compute.
-        batch_size: images at a time; None: 250, on a GPU 2,000 of 32x32 pixels, fewer of more pixels.
+        batch_size: images at a time; None: `evaluation_batch`.
+        forward: computes the module's logits of a batch.
     """
     if batch_size is None:
-        batch_size = 250
-        if device.type == "cuda":  # launches cost more than arithmetic, and nothing waits before the last
-            batch_size = min(2000, max(250, 2000 * 32**2 // dataset.image_size**2))
+        batch_size = evaluation_batch(device, dataset.image_size)
     module.eval()
     held = batch_size if isinstance(images, ImageFiles) else len(labels)  # images at a time in memory
-    logits = []
+    logits: list[Tensor] = []
     with torch.compiler.set_stance("force_eager"):
         for part in (slice(start, start + held) for start in range(0, len(labels), held)):
             pipeline = TorchPipeline(images[part], labels[part], mean=dataset.mean, std=dataset.std, device=device)
-            ids = torch.arange(len(pipeline)).split(batch_size)
-            logits += [module(pipeline.plain(chunk).images).float() for chunk in ids]
+            for ids in torch.arange(len(pipeline)).split(batch_size):
+                batch = pipeline.plain(ids).images
+                logits.append(module(batch).float() if forward is None else forward(batch).clone())
     return torch.cat(logits).cpu()

@@ -19,6 +19,7 @@ from titn.pipelines import Batch
 from titn.training import switches
 from titn.training.average import WeightAverage
 from titn.training.captured import CapturedStep, take_kernels
+from titn.training.evaluation import CapturedForward
 from titn.training.optimizers import build_optimizer
 from titn.training.step import TrainStep, distillation_objective
 
@@ -135,7 +136,7 @@ def test_the_sums_are_those_of_the_batch_that_was_copied_in() -> None:
         torch.manual_seed(number)
         loss, correct, agreed = step(images, targets, rate(number)).tolist()
         objective = distillation_objective("hard", label_smoothing=0.1)
-        assert loss == pytest.approx(IMAGES * objective(images, logits, distilled, targets).item(), rel=1e-5)
+        assert loss == pytest.approx(IMAGES * objective(images, logits, distilled, targets)[0].item(), rel=1e-5)
         assert correct == (logits.argmax(1) == images.labels_a).sum()
         assert agreed == (distilled.argmax(1) == targets).sum()
 
@@ -224,3 +225,18 @@ def test_a_graph_trains_as_the_plain_step_bit_for_bit(optimizer: str, amp: torch
             sums.append(step(moved, targets.to(CUDA), 2.0**-6 * (number + 1)).clone())
         answers.append([*tensors(step), *sums, torch.rand(3, device=CUDA)])
     assert_equal(answers[1], answers[0])
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_a_captured_forward_gives_the_logits_of_the_module_as_it_is_trained_on() -> None:
+    """Whole batches and a last one; the weights change in between, in place."""
+    module = network(kernels="triton").to(CUDA).eval()
+    forward = CapturedForward(module, IMAGES)
+    for number in range(3):
+        images = batch(number)[0].images.to(CUDA)
+        with torch.no_grad():
+            assert torch.equal(forward(images), module(images))
+            assert torch.equal(forward(images[:-1]), module(images[:-1]))
+            for weight in module.parameters():
+                weight += 0.01
