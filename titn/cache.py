@@ -23,10 +23,11 @@ from rich.table import Table
 from rich.text import Text
 
 from titn.cli import parse
-from titn.config import FillConfig, TrainConfig, VerifyConfig, fields_of
+from titn.config import FillConfig, TrainConfig, VerifyConfig
 from titn.data.dataset import Dataset
 from titn.errors import OneLineParser, UserError, command
 from titn.pipelines import EpochPlan, Pipeline, make_pipeline
+from titn.settings import fields_of
 from titn.teachers.answers import TeacherAnswers
 from titn.teachers.find import Teacher, find_teacher, load_teacher
 from titn.train import trained

@@ -10,8 +10,9 @@ from typing import Any, TypeVar
 import yaml
 from pydantic.fields import FieldInfo
 
-from titn.config import RunConfig, choices, fields_of, flag, subjects
+from titn.config import RunConfig
 from titn.errors import OneLineParser, UserError
+from titn.settings import choices, fields_of, flag, subjects
 
 Config = TypeVar("Config", bound=RunConfig)
 

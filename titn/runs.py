@@ -13,8 +13,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from titn.config import FolderSettings
 from titn.errors import OneLineParser, UserError, command
+from titn.settings import FolderSettings
 from titn.training import checkpoint
 from titn.training.run import Run
 

@@ -30,12 +30,13 @@ from bench.options import Setting
 from bench.record import described
 from bench.timing import laps, require_answer
 from bench.training.race import EARLY_ROUNDS, Ready, free, fresh_compiler, images_per_second, ratio, take_turns
-from titn.config import TrainConfig, flag
+from titn.config import TrainConfig
 from titn.data.dataset import Dataset, load_dataset
 from titn.errors import UserError, command
 from titn.kernels.common.backend import interpreting
 from titn.network import NetworkSpec, save_network
 from titn.pipelines import Batch, EpochPlan, TorchPipeline, make_pipeline
+from titn.settings import flag
 from titn.teachers.architectures import create_teacher
 from titn.teachers.find import Teacher
 from titn.training.preparation import augmentation_of, build_step

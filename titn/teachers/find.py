@@ -13,10 +13,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from titn.config import RunConfig, TeacherConfig, flag
+from titn.config import RunConfig, TeacherConfig
 from titn.data.dataset import Dataset
 from titn.errors import UserError
 from titn.network import load_network, read_spec, weights_digest
+from titn.settings import flag
 from titn.teachers.architectures import TEACHERS, create_teacher
 from titn.training import checkpoint
 from titn.training.run import Run, plain_name

@@ -12,10 +12,11 @@ from rich.console import Console
 from rich.text import Text
 from torch import nn
 
-from titn.config import AugmentationSettings, Config, RunConfig, ScheduleSettings, flag
+from titn.config import Config, RunConfig
 from titn.data.dataset import Dataset, explain_difference, load_dataset
 from titn.errors import UserError
 from titn.pipelines import Augmentation, DaliPipeline
+from titn.settings import AugmentationSettings, ScheduleSettings, flag
 from titn.teachers.find import TeacherSource
 from titn.training.average import WeightAverage
 from titn.training.captured import CapturedStep, take_kernels

@@ -16,12 +16,13 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from titn.cache import fill, main
-from titn.config import TeacherConfig, TrainConfig, fields_of, flag
+from titn.config import TeacherConfig, TrainConfig
 from titn.data.dataset import load_dataset
 from titn.errors import UserError
 from titn.pipelines import Augmentation
 from titn.pipelines.augmentation import Mix
 from titn.pipelines.dali_pipeline import DaliPipeline
+from titn.settings import fields_of, flag
 from titn.teachers.answers import TeacherAnswers
 from titn.train import train
 from titn.training.cache_archive import export_cache, import_cache
