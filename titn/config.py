@@ -242,8 +242,9 @@ class TrainConfig(DistillationSettings, StudentSettings, RunConfig):
 
     def teacher_training(self) -> TeacherConfig:
         students = (
-            "dataset", "data_dir", "image_size", "limit_train", "skip_bad_images", "teacher", "device", "runs_dir",
-        )  # fmt: skip
+            *("dataset", "data_dir", "image_size", "limit_train", "validation", "skip_bad_images"),
+            *("teacher", "device", "runs_dir"),
+        )
         for name in students:
             if name in self.teacher_settings:
                 raise UserError(f"--teacher-settings cannot have {name}: a teacher takes it from its student")

@@ -26,6 +26,7 @@ from titn.inference import find_weights
 from titn.metrics import classification_metrics
 from titn.network import NetworkSpec, load_network
 from titn.pipelines.image_files import Images
+from titn.training.preparation import stored_data
 from titn.training.run import Run
 from titn.training.switches import select_device
 from titn.training.trainer import evaluation_logits
@@ -113,14 +114,7 @@ def evaluate(
 def _own(run: Run, spec: NetworkSpec, data_dir: str | None) -> Dataset:
     config = run.config(data_dir)
     try:
-        dataset = load_dataset(
-            config.dataset,
-            config.data_dir,
-            image_size=spec.image_size,
-            limit_train=config.limit_train,
-            skip_bad_images=config.skip_bad_images,
-            in_files=None,
-        )
+        dataset = stored_data(config, in_files=None)
     except UserError as error:
         hint = "" if data_dir else "; if the data has moved, say where it lies with --data-dir"
         raise UserError(f"{error}{hint}") from None
@@ -173,8 +167,8 @@ def _parts(dataset: Dataset, split: str) -> list[tuple[Images, np.ndarray, tuple
 
 def _has(dataset: Dataset, split: str) -> bool:
     """Whether there is such a split of its own: without test images, those of validation are used as such."""
-    if split == "val" and dataset.val_images is dataset.test_images:
-        return False
+    if split == "val":
+        return dataset.validates
     return getattr(dataset, f"{split}_images", None) is not None
 
 

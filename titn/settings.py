@@ -44,6 +44,9 @@ class DataSettings(Subject):
     """images are brought to this height and width, in pixels"""
     limit_train: Whole | None = None
     """use only this many training images: a fixed subset, balanced over the classes; none: all"""
+    validation: Fraction = 0.0
+    """share of the training images to choose the best epoch by, the same ones whatever comes or goes; 0: those of the
+    data set's own validation split, where it has one"""
     skip_bad_images: bool = False
     """of a folder of images or Parquet files, leave out images that cannot be read, and say how many"""
 
@@ -104,6 +107,8 @@ class ScheduleSettings(Subject):
     """share that a running average of the weights keeps per step, e.g. 0.999; tested beside them; 0: no average"""
     eval_every: Whole = 1
     """epochs from one evaluation to the next; the last epoch is always evaluated"""
+    patience: Whole | None = None
+    """stop after this many evaluations without a better accuracy on the validation split; none: never"""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """of initialisation, order and augmentation"""
 

@@ -108,6 +108,7 @@ def train(config: RunConfig, *, console: Console | None = None, dataset: Dataset
             program=config.program,
             plan_epoch=config.plan_epoch,
             eval_every=config.eval_every,
+            patience=config.patience,
         )
         trainer.resume()
         try:

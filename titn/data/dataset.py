@@ -27,6 +27,7 @@ from titn.data.splits import (
     shown,
     stratified_development_rows,
     stratified_test_rows,
+    validation_rows,
 )
 from titn.errors import UserError
 from titn.pipelines.image_files import ImageFiles, Images, digest
@@ -54,6 +55,7 @@ class Dataset:
         val_labels: int64 [N_val], or None.
         train_keys: uint64 [N], keys of the training images' content, by which `development_split` chooses; None where
             it chooses by position.
+        validation: share of the training images that `validation_split` has taken for the validation split.
         test_names: for mistakes to be found again, the file or row of each test image; None where there are none.
         notes: what a user should know, a line each: what each folder is used for, what is passed over, what is odd.
 
@@ -75,6 +77,7 @@ class Dataset:
     train_keys: np.ndarray | None = None
     test_names: tuple[str, ...] | None = None
     notes: tuple[str, ...] = ()
+    validation: float = 0.0
 
     def __post_init__(self) -> None:
         for kind, title in SPLIT_TITLES.items():
@@ -102,6 +105,11 @@ class Dataset:
         if not self.fingerprint:
             text = json.dumps(self.identity(), sort_keys=True)
             object.__setattr__(self, "fingerprint", hashlib.sha256(text.encode()).hexdigest())
+
+    @property
+    def validates(self) -> bool:
+        """Whether there is a validation split other than the test split."""
+        return self._contents.get("val") not in (None, self._contents["test"])
 
     @property
     def num_classes(self) -> int:
@@ -194,6 +202,7 @@ def load_dataset(
     image_size: int = 32,
     limit_train: int | None = None,
     skip_bad_images: bool = False,
+    validation: float = 0.0,
     in_files: bool | None = False,
 ) -> Dataset:
     """Read a data set; decoded images are kept in the user's cache folder (see `titn.data.cache`).
@@ -211,7 +220,8 @@ def load_dataset(
         limit_train: use this many training images: a fixed random subset, as balanced over the classes as it can be.
         skip_bad_images: of a folder of images or Parquet files, leave out images that cannot be read; a note counts
             them.
-
+        validation: share of the training images that becomes the validation split, see `validation_split`; of all of
+            them, whatever `limit_train`.
         in_files: of a folder of images, leave them in their files; None: where they do not fit into memory.
 
     Raises:
@@ -247,14 +257,10 @@ def load_dataset(
         for channel, deviation in enumerate(std)
         if deviation == 1.0  # of values from 0 to 1, half is the most there is
     )
-    images, labels, keys = splits.train_images, splits.train_labels, splits.train_keys
-    if limit_train is not None:
-        rows = balanced_subset(labels, limit_train, keys)
-        images, labels, keys = images[rows], labels[rows], None if keys is None else keys[rows]
-    return Dataset(
+    dataset = Dataset(
         name,
-        images,
-        labels,
+        splits.train_images,
+        splits.train_labels,
         splits.test_images,
         splits.test_labels,
         splits.class_names,
@@ -262,9 +268,55 @@ def load_dataset(
         std,
         val_images=splits.val_images,
         val_labels=splits.val_labels,
-        train_keys=keys,
+        train_keys=splits.train_keys,
         test_names=splits.test_names,
         notes=notes,
+    )
+    if validation:
+        dataset = validation_split(dataset, validation)
+    if limit_train is not None:
+        rows = balanced_subset(dataset.train_labels, limit_train, dataset.train_keys)
+        dataset = _with_training_rows(dataset, rows)
+    return dataset
+
+
+def validation_split(dataset: Dataset, share: float) -> Dataset:
+    """The data set with about `share` of its training images as validation split.
+
+    Which ones depends on the content of each image alone (`titn.data.splits.content_rows`), for digits, MNIST and CIFAR
+    on its position in the published order. So an image does not change sides when others come or go. Mean and deviation
+    stay those of the whole training split, so that runs with and without validation, and their teachers, see the same
+    pixels.
+
+    Raises:
+        UserError: there is a validation split already, or no class has two training images.
+    """
+    if dataset.validates:
+        raise UserError(f"{dataset.name} has a validation split of its own: leave --validation out")
+    taken = validation_rows(dataset.train_labels, dataset.train_keys, share)
+    if not taken.any():
+        raise UserError("--validation needs two or more training images of a class")
+    both = "there is no test split: the validation images are the test images too"
+    return replace(
+        _with_training_rows(dataset, ~taken),
+        val_images=dataset.train_images[taken],
+        val_labels=dataset.train_labels[taken],
+        validation=share,
+        notes=tuple(
+            "there is no test split: the images of the validation split are it" if note == both else note
+            for note in dataset.notes
+        ),
+    )
+
+
+def _with_training_rows(dataset: Dataset, rows: np.ndarray) -> Dataset:
+    """The data set with these of its training images only; `rows` are positions or bool [N]."""
+    return replace(
+        dataset,
+        train_images=dataset.train_images[rows],
+        train_labels=dataset.train_labels[rows],
+        train_keys=None if dataset.train_keys is None else dataset.train_keys[rows],
+        fingerprint="",
     )
 
 
@@ -280,10 +332,7 @@ def development_split(dataset: Dataset) -> Dataset:
     if not held_out.any():
         raise UserError("the development split needs two or more training images of a class; raise --limit-train")
     return replace(
-        dataset,
-        train_images=dataset.train_images[~held_out],
-        train_labels=dataset.train_labels[~held_out],
-        train_keys=None if dataset.train_keys is None else dataset.train_keys[~held_out],
+        _with_training_rows(dataset, ~held_out),
         test_images=dataset.train_images[held_out],
         test_labels=dataset.train_labels[held_out],
         test_names=None,

@@ -27,6 +27,7 @@ TEST_SHARE, DEVELOPMENT_SHARE = 0.2, 0.1
 _SPLIT_KEY = 20
 _SUBSET_KEY = 21
 _DEVELOPMENT_KEY = 22
+_VALIDATION_KEY = 23
 _NAMED = 3
 # The words are those of Hugging Face's `datasets` (its data_files.py).
 _SPLIT_WORDS = {
@@ -331,6 +332,22 @@ def stratified_development_rows(labels: np.ndarray, keys: np.ndarray | None = No
     if keys is not None:
         return content_rows(labels, keys, DEVELOPMENT_SHARE, "development")
     return _held_out(labels, 1, _DEVELOPMENT_KEY)
+
+
+def validation_rows(labels: np.ndarray, keys: np.ndarray | None, share: float) -> np.ndarray:
+    """Which training images are the validation split, by `content_rows`.
+
+    Args:
+        labels: int64 [N], of the whole training split.
+        keys: uint64 [N] of the images' content; None: each image's position stands for it.
+        share: of the images, from 0 to 1.
+
+    Returns:
+        bool [N].
+    """
+    return content_rows(
+        labels, _random_keys(len(labels), _VALIDATION_KEY) if keys is None else keys, share, "validation"
+    )
 
 
 def _held_out(labels: np.ndarray, tenths: int, key: int) -> np.ndarray:

@@ -36,7 +36,10 @@ MISTAKES = 32
 WORST_CLASSES = 20
 CONFUSIONS = 10
 
-_SHARES = {"top1": "top-1", "top5": "top-5", "precision": "precision", "recall": "recall", "f1": "F1"}
+_SHARES = {
+    "top1": "top-1", "top5": "top-5", "precision": "precision", "recall": "recall", "f1": "F1",
+    "val_top1": "validation top-1",
+}  # fmt: skip
 _Parsed = TypeVar("_Parsed")
 
 
@@ -73,7 +76,7 @@ def write_report(run_dir: Path, dataset: Dataset, logits: Tensor | None) -> Path
         result = _so_far(config, dataset, history, logits)
     if classes <= 5:
         result = {key: value for key, value in result.items() if key != "top5"}
-        history = [{key: value for key, value in epoch.items() if key != "test_top5"} for epoch in history]
+        history = [{key: value for key, value in epoch.items() if not key.endswith("_top5")} for epoch in history]
     answers: dict[str, Any] = dict.fromkeys(("confusion", "classes", "mistakes"))
     if logits is not None:
         scores = logits.detach().double().cpu()
@@ -130,7 +133,8 @@ def _so_far(
     if logits is not None:
         result |= classification_metrics(logits, torch.from_numpy(dataset.test_labels))
     elif history:
-        result |= {key: history[-1][f"test_{key}"] for key in ("top1", "top5") if f"test_{key}" in history[-1]}
+        named = {"test_top1": "top1", "test_top5": "top5", "val_top1": "val_top1"}
+        result |= {name: history[-1][key] for key, name in named.items() if history[-1].get(key) is not None}
     if history and "images_per_second" in history[-1]:
         result["images_per_second"] = history[-1]["images_per_second"]
     return result | {

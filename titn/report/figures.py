@@ -23,7 +23,7 @@ from titn.report.text import printable
 MOST_TICK_LABELS = 20
 _INK = "#0a0b0c"  # stands for the page's text colour until the SVG is written
 _RIGHT, _WRONG = (37, 99, 235), (220, 38, 38)
-_COLOURS = ("#3b82f6", "#f97316", "#10b981", "#64748b", "#a855f7", "#ec4899")
+_COLOURS = ("#3b82f6", "#f97316", "#10b981", "#64748b", "#a855f7", "#ec4899", "#0891b2")
 _STYLE = style(_INK) | {
     "axes.grid": True,
     "grid.alpha": 0.15,
@@ -33,7 +33,7 @@ _STYLE = style(_INK) | {
     "svg.hashsalt": "curves",
 }
 _PANELS: tuple[tuple[str, float, tuple[tuple[str, str], ...]], ...] = (
-    ("Loss", 1.0, (("loss", "training, augmented"), ("test_loss", "test"))),
+    ("Loss", 1.0, (("loss", "training, augmented"), ("test_loss", "test"), ("val_loss", "validation"))),
     (
         "Accuracy (%)",
         100.0,
@@ -44,6 +44,7 @@ _PANELS: tuple[tuple[str, float, tuple[tuple[str, str], ...]], ...] = (
             ("val_top1", "validation top-1"),
             ("teacher_agreement", "agreement with the teacher"),
             ("test_top1_average", "test top-1, averaged weights"),
+            ("val_top1_average", "validation top-1, averaged weights"),
         ),
     ),
     ("Learning rate", 1.0, (("lr", ""),)),

@@ -13,7 +13,7 @@ from rich.text import Text
 from torch import nn
 
 from titn.config import Config, RunConfig
-from titn.data.dataset import Dataset, explain_difference, load_dataset
+from titn.data.dataset import Dataset, explain_difference, load_dataset, validation_split
 from titn.errors import UserError
 from titn.pipelines import Augmentation, DaliPipeline
 from titn.settings import AugmentationSettings, ScheduleSettings, flag
@@ -101,14 +101,9 @@ def load_data(config: RunConfig, dataset: Dataset | None, *, in_files: bool | No
         UserError: it cannot be read, or the configuration asks for another than the one given.
     """
     if dataset is None:
-        return load_dataset(
-            config.dataset,
-            config.data_dir,
-            image_size=config.image_size,
-            limit_train=config.limit_train,
-            skip_bad_images=config.skip_bad_images,
-            in_files=in_files,
-        )
+        return stored_data(config, in_files=in_files)
+    if config.validation and not dataset.validation:
+        dataset = validation_split(dataset, config.validation)
     images = len(dataset.train_labels)
     if config.image_size != dataset.image_size or config.limit_train not in (None, images):
         raise UserError(
@@ -116,6 +111,23 @@ def load_data(config: RunConfig, dataset: Dataset | None, *, in_files: bool | No
             f"for {config.limit_train or 'all'} of {config.image_size}: leave limit_train out, and give image_size"
         )
     return dataset
+
+
+def stored_data(config: RunConfig, *, in_files: bool | None = False) -> Dataset:
+    """The configured data set; `in_files` as of `load_dataset`.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    return load_dataset(
+        config.dataset,
+        config.data_dir,
+        image_size=config.image_size,
+        limit_train=config.limit_train,
+        skip_bad_images=config.skip_bad_images,
+        validation=config.validation,
+        in_files=in_files,
+    )
 
 
 def announce(
@@ -130,8 +142,8 @@ def announce(
     console.print(Text.assemble("Training ", (config.network, "bold")))
     switches.show(console)
     lines = [
-        f"{dataset.name}: {len(dataset.train_labels):,} training and {len(dataset.test_labels):,} test images, "
-        f"{dataset.num_classes} classes, {dataset.channels}x{dataset.image_size}x{dataset.image_size}",
+        f"{dataset.name}: {_counts(dataset)} images, {dataset.num_classes} classes, "
+        f"{dataset.channels}x{dataset.image_size}x{dataset.image_size}",
         f"{schedule.epochs} epoch{'s' * (schedule.epochs > 1)}, batch size {schedule.batch_size}, "
         f"learning rate {schedule.peak:.3g}",
     ]
@@ -152,6 +164,14 @@ def announce(
         console.print(Text(line), soft_wrap=True)
 
 
+def _counts(dataset: Dataset) -> str:
+    """How many images each split has."""
+    counts = [f"{len(dataset.train_labels):,} training"]
+    if dataset.validates and dataset.val_labels is not None:
+        counts.append(f"{len(dataset.val_labels):,} validation")
+    return ", ".join(counts) + f" and {len(dataset.test_labels):,} test"
+
+
 def check_fit(
     config: RunConfig,
     switches: Switches,
@@ -162,6 +182,11 @@ def check_fit(
 ) -> None:
     """Raise UserError for settings that do not go together: batch, optimiser, distillation, cached teacher."""
     check_optimizer(config.optimizer, module, switches.device)
+    if config.patience is not None and not dataset.validates:
+        raise UserError(
+            f"--patience needs a validation split, which {dataset.name} has not: test images decide nothing; take "
+            "--validation 0.1 of the training images"
+        )
     smallest = schedule.batch_size // config.accumulate
     if smallest == 0:
         raise UserError(f"--accumulate {config.accumulate} is more than the {schedule.batch_size} images of a batch")

@@ -21,6 +21,9 @@ from titn.training.trainer import Trainer
 class Result:
     """As in result.json; accuracies are of the last epoch on the whole test set.
 
+    `best_top1` is the highest at the end of an epoch on the validation split where there is one, and `best_test_top1`
+    that of the same weights on the test set; without one it is chosen on the test set itself.
+
     `average_top1` is that of the averaged weights, where a run has them; all others are of the weights themselves.
     `images_per_second` counts training steps after the first of each epoch, with batches made and a live teacher asked;
     what a cached teacher takes ahead of an epoch's steps, above all to fill a missing one, is not in it but in
@@ -36,12 +39,14 @@ class Result:
     f1: float
     best_top1: float
     best_epoch: int
+    best_test_top1: float | None
     average_top1: float | None
     teacher: str | None
     teacher_top1: float | None
     dataset: str
     classes: int
     train_images: int
+    val_images: int
     test_images: int
     model: str
     parameters: int
@@ -67,23 +72,25 @@ def result_of(trainer: Trainer, logits: Tensor, switches: Switches, macs: int, t
     lines = run.metrics() or [{}]
     rate = progress.timed_images / max(progress.timed_seconds, 1e-9)
     ahead = sum(line.get("teacher_seconds") or 0.0 for line in lines)
-    images = schedule.total_steps * schedule.batch_size
+    images = trainer.steps_done * schedule.batch_size
     return Result(
         run=str(run.folder),
         **classification_metrics(logits, torch.from_numpy(dataset.test_labels)),
         best_top1=progress.best_top1,
         best_epoch=progress.best_epoch,
+        best_test_top1=trainer.score_best(),
         average_top1=lines[-1].get("test_top1_average"),
         teacher=teacher.name if teacher else None,
         teacher_top1=teacher.top1 if teacher else None,
         dataset=dataset.name,
         classes=dataset.num_classes,
         train_images=len(dataset.train_labels),
+        val_images=len(dataset.val_labels) if dataset.validates and dataset.val_labels is not None else 0,
         test_images=len(dataset.test_labels),
         model=trainer.spec.name,
         parameters=sum(parameter.numel() for parameter in trainer.step.module.parameters()),
         macs=macs,
-        epochs=schedule.epochs,
+        epochs=progress.epoch,
         batch_size=schedule.batch_size,
         seed=trainer.seed,
         images_per_second=rate,
@@ -105,7 +112,10 @@ def show_result(result: Result, console: Console, *next_commands: tuple[str, str
     if result.classes > 5:
         rows.append(("top-5", f"{result.top5:.2%}"))
     rows.append(("P / R / F1 (macro)", f"{result.precision:.4f} / {result.recall:.4f} / {result.f1:.4f}"))
-    rows.append(("best top-1", f"{result.best_top1:.2%} in epoch {result.best_epoch}"))
+    best = f"{result.best_top1:.2%} in epoch {result.best_epoch}"
+    if result.best_test_top1 is not None:
+        best = f"{result.best_test_top1:.2%}, epoch {result.best_epoch}, best on validation ({result.best_top1:.2%})"
+    rows.append(("best top-1", best))
     if result.average_top1 is not None:
         rows.append(("averaged weights", f"{result.average_top1:.2%} top-1 (last epoch)"))
     if result.teacher is not None:

@@ -20,9 +20,10 @@ from rich.text import Text
 from torch import Tensor, nn
 
 from titn.data.dataset import Dataset
+from titn.data.splits import SPLIT_TITLES
 from titn.errors import Interrupted, UserError
 from titn.metrics import classification_metrics
-from titn.network import NetworkSpec
+from titn.network import NetworkSpec, load_network
 from titn.pipelines import Augmentation, EpochPlan, ImageFiles, Pipeline, TorchPipeline
 from titn.pipelines.image_files import Images
 from titn.training import checkpoint
@@ -49,7 +50,9 @@ class Trainer:
         spec: what is stored beside the weights.
         targets: the teacher's answers; None: no distillation.
         plan_epoch: gives for an epoch, from 0, the one whose plan it has; by default its own.
-        eval_every: epochs from one evaluation to the next; the last epoch is always evaluated.
+        eval_every: epochs from one evaluation to the next; the last epoch is always evaluated. A validation split is
+            scored each time, the test images then at the end only.
+        patience: evaluations without a better accuracy on the validation split after which training ends; None: never.
         pipeline: makes the batches of the training images.
         console: where progress goes.
         program: the command that resumes the run, for messages.
@@ -71,15 +74,17 @@ class Trainer:
         program: str,
         plan_epoch: Callable[[int], int] = lambda epoch: epoch,
         eval_every: int = 1,
+        patience: int | None = None,
     ) -> None:
-        self.plan_epoch, self.eval_every = plan_epoch, eval_every
+        self.plan_epoch, self.eval_every, self.patience = plan_epoch, eval_every, patience
         self.run, self.step, self.schedule, self.dataset = run, step, schedule, dataset
         self.augmentation, self.seed, self.spec, self.targets = augmentation, seed, spec, targets
         self.pipeline, self.device, self.console = pipeline, pipeline.device, console
         self.resume_command = f"{program} --resume {shlex.quote(str(run.folder))}"
         self.progress = Progress()
         self.logits: Tensor | None = None
-        """Test logits of the last evaluation."""
+        """Test logits of the last evaluation of the test images."""
+        self._waited = 0
         self._began = time.perf_counter()
         self._teacher_seconds = 0.0
         self._checkpoints = checkpoint.Writer(run.checkpoints)
@@ -100,9 +105,10 @@ class Trainer:
             where += f" and {self.progress.step} of {self.schedule.steps} steps" if self.progress.step else ""
             self.console.print(f"resumed {where} of {self.schedule.epochs}", highlight=False)
         self.run.rewind(self.progress.epoch)
+        self._waited = sum(line.get("val_top1") is not None for line in self.run.metrics()[self.progress.best_epoch :])
 
     def fit(self) -> Tensor:
-        """Train to the last epoch; returns its test logits, float32 [N, K] on the CPU.
+        """Train to the last epoch, or until patience ends; returns its test logits, float32 [N, K] on the CPU.
 
         Raises:
             Interrupted: SIGINT or SIGTERM came; the state is saved.
@@ -115,14 +121,36 @@ class Trainer:
         bar_below = ProgressBar(*columns, console=self.console, expand=True, transient=True)
         with StopRequest() as stop, self._checkpoints, bar_below as bar:
             task = bar.add_task(self.spec.name, total=self.schedule.total_steps, completed=self.steps_done)
-            while self.progress.epoch < self.schedule.epochs:
+            while not self._ended:
                 rate = self._train_epoch(
                     stop, lambda text: bar.update(task, completed=self.steps_done, description=text)
                 )
                 self._end_epoch(rate)
-                if stop.received and self.progress.epoch < self.schedule.epochs:
+                if stop.received and not self._ended:
                     raise self._interrupted(stop.received, f"after epoch {self.progress.epoch}")
+        if self.progress.epoch < self.schedule.epochs:
+            best = f"the best epoch is {self.progress.best_epoch}"
+            self.console.print(f"stopped after epoch {self.progress.epoch}: {best} (--patience {self.patience})")
         return self._evaluate() if self.logits is None else self.logits
+
+    def score_best(self) -> float | None:
+        """Test accuracy of the weights that the validation split chose; None without one.
+
+        Raises:
+            UserError: their checkpoint is damaged.
+        """
+        if not self.dataset.validates or not self.progress.best_epoch:
+            return None
+        folder = self.run.checkpoints / Progress(self.progress.best_epoch).folder
+        module = load_network(folder / checkpoint.MODEL)[0].to(self.device)
+        logits = test_logits(module, self.dataset, self.device)
+        return classification_metrics(logits, torch.from_numpy(self.dataset.test_labels))["top1"]
+
+    @property
+    def _ended(self) -> bool:
+        """Whether the last epoch is over, or patience."""
+        patient = self.patience is None or self._waited < self.patience
+        return self.progress.epoch >= self.schedule.epochs or not patient
 
     @property
     def _averaged(self) -> nn.Module | None:
@@ -220,19 +248,24 @@ class Trainer:
             "loss": loss,
             "train_top1": top1,
             "teacher_agreement": agreement if self.targets is not None else None,
-            "test_loss": None,
-            "test_top1": None,
-            "test_top5": None,
+            **dict.fromkeys(f"{kind}_{score}" for kind in self._scored for score in ("loss", "top1", "top5")),
             "lr": self.schedule.rate(self.steps_done - 1),
             "images_per_second": rate,
             "teacher_seconds": self._teacher_seconds if self.targets is not None else None,
         }
         self.logits, words = None, ""
         if epoch % self.eval_every == 0 or epoch == self.schedule.epochs:
-            measured, judged, words = self._measure()
+            judge, *others = self._scored
+            measured, words = self._score(judge)
             line |= measured
-            if judged > progress.best_top1:
-                progress.best_top1, progress.best_epoch = judged, epoch
+            if line[f"{judge}_top1"] > progress.best_top1:
+                progress.best_top1, progress.best_epoch, self._waited = line[f"{judge}_top1"], epoch, 0
+            else:
+                self._waited += 1
+            impatient = self.patience is not None and self._waited >= self.patience
+            for kind in others if impatient or epoch == self.schedule.epochs else ():
+                measured, said = self._score(kind)
+                line, words = line | measured, words + said
         line["seconds"] = time.perf_counter() - self._began
         self.run.log(line)
         progress.epoch, progress.step, progress.epoch_images, progress.epoch_sums = epoch, 0, 0, [0.0, 0.0, 0.0]
@@ -244,27 +277,29 @@ class Trainer:
         )
         self.console.print(Text(text), soft_wrap=True)
 
-    def _measure(self) -> tuple[dict[str, float], float, str]:
-        """Scores for metrics.jsonl, the accuracy that chooses the best epoch (validation's, if any), and words."""
+    @property
+    def _scored(self) -> tuple[str, ...]:
+        """The splits that are scored, the one that chooses the best epoch first."""
+        return ("val", "test") if self.dataset.validates else ("test",)
+
+    def _score(self, kind: str) -> tuple[dict[str, float], str]:
+        """Scores on a split ("val" or "test") for metrics.jsonl, and words."""
         dataset = self.dataset
-        logits, labels = self._evaluate(), torch.from_numpy(dataset.test_labels)
-        test = classification_metrics(logits, labels)
+        images, labels = getattr(dataset, f"{kind}_images"), getattr(dataset, f"{kind}_labels")
+        truth = torch.from_numpy(labels)
+        logits = self._evaluate() if kind == "test" else self._answers(self.step.module, images, labels)
+        found = classification_metrics(logits, truth)
         line = {
-            "test_loss": F.cross_entropy(logits, labels).item(),
-            "test_top1": test["top1"],
-            "test_top5": test["top5"],
+            f"{kind}_loss": F.cross_entropy(logits, truth).item(),
+            f"{kind}_top1": found["top1"],
+            f"{kind}_top5": found["top5"],
         }
-        judged, words = test["top1"], f"test {test['top1']:.2%}  "
-        if dataset.val_images is not None and dataset.val_labels is not None:
-            answers = self._answers(self.step.module, dataset.val_images, dataset.val_labels)
-            judged = classification_metrics(answers, torch.from_numpy(dataset.val_labels))["top1"]
-            line["val_top1"] = judged
-            words = f"validation {judged:.2%}  {words}"
+        words = f"{SPLIT_TITLES[kind]} {found['top1']:.2%}  "
         if self._averaged is not None:
-            answers = self._answers(self._averaged, dataset.test_images, dataset.test_labels)
-            line["test_top1_average"] = classification_metrics(answers, labels)["top1"]
-            words += f"averaged {line['test_top1_average']:.2%}  "
-        return line, judged, words
+            answers = self._answers(self._averaged, images, labels)
+            line[f"{kind}_top1_average"] = classification_metrics(answers, truth)["top1"]
+            words += f"averaged {line[f'{kind}_top1_average']:.2%}  "
+        return line, words
 
     def _means(self) -> list[float]:
         return [each / max(self.progress.epoch_images, 1) for each in self.progress.epoch_sums]
