@@ -6,7 +6,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet
 
-.PHONY: train test lint format clean help
+.PHONY: train test lint format docs clean help
 
 train: .venv/.core  ## install, then train a teacher and a TITN distilled from it on scanned digits; no download
 	$(BIN)/python -m titn.train --fast $(ARGS)
@@ -19,6 +19,9 @@ lint: .venv/.dev  ## ruff, its formatter and mypy, changing nothing
 
 format: .venv/.dev  ## let ruff mend and format
 	$(BIN)/ruff check --fix . && $(BIN)/ruff format .
+
+docs: .venv/.docs  ## the documentation site, in build/site; a broken link is an error
+	$(BIN)/mkdocs build --strict $(ARGS)
 
 clean:  ## remove what the targets above made: .venv, builds and caches; never a run
 	rm -rf .venv build dist kernels/_native *.egg-info .mypy_cache .pytest_cache .ruff_cache
@@ -33,6 +36,10 @@ help:  ## this list
 
 .venv/.core: .venv/.python pyproject.toml setup.py CMakeLists.txt $(wildcard kernels/csrc/*)
 	$(PIP) --editable .
+	@touch $@
+
+.venv/.docs: .venv/.core
+	$(PIP) --editable '.[docs]'
 	@touch $@
 
 .venv/.dev: .venv/.core

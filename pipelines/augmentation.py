@@ -6,9 +6,9 @@ import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from titn.pipelines.policies import CODE, POLICIES
 from titn.pipelines.policies.operation_space import RANDAUGMENT
 
-Policy = Literal["none", "cifar10", "mnist", "randaugment", "trivialaugment"]
 Mix = Literal["none", "cutmix", "cutmix_batch", "mixup"]
 
 
@@ -21,7 +21,8 @@ class Augmentation:
         flip: mirror left and right with probability 1/2.
         policy: "cifar10" is AutoAugment's CIFAR-10 policy; "mnist" rotation by up to 30 degrees, an affine map
             (20 degrees, 10 % shift, scale 0.9 to 1.1), then brightness and contrast jitter of 0.2 in random order;
-            "randaugment" and "trivialaugment" are torchvision's RandAugment and TrivialAugmentWide.
+            "randaugment" and "trivialaugment" are torchvision's RandAugment and TrivialAugmentWide; "none", or one that
+            was registered.
         randaugment_operations: operations per image under "randaugment".
         randaugment_magnitude: of all of them, 0 to 30.
         erase: probability of a black rectangle (random erasing) of 2 to 33 % of the image, sides 0.3 to 3.3 to 1.
@@ -37,7 +38,7 @@ class Augmentation:
 
     crop_padding: int = 4
     flip: bool = True
-    policy: Policy = "none"
+    policy: str = "none"
     randaugment_operations: int = 2
     randaugment_magnitude: int = 9
     erase: float = 0.0
@@ -49,8 +50,8 @@ class Augmentation:
         check_integer("crop_padding", self.crop_padding, 0)
         if not isinstance(self.flip, bool):
             raise ValueError(f"flip must be true or false, not {self.flip!r}")
-        if self.policy not in get_args(Policy):
-            raise ValueError(f"policy must be one of {', '.join(get_args(Policy))}, not {self.policy!r}")
+        if self.policy != "none" and self.policy not in POLICIES:
+            raise ValueError(f"policy must be one of none, {', '.join(POLICIES)}, not {self.policy!r}")
         check_integer("randaugment_operations", self.randaugment_operations, 1)
         check_integer("randaugment_magnitude", self.randaugment_magnitude, 0, RANDAUGMENT.bins - 1)
         if not _is_number(self.erase) or not 0 <= self.erase <= 1:
@@ -66,6 +67,8 @@ class Augmentation:
         values: dict[str, object] = {
             "crop_padding": self.crop_padding, "flip": self.flip, "policy": self.policy, "mix": self.mix,
         }  # fmt: skip
+        if self.policy in CODE:
+            values["policy_code"] = CODE[self.policy]
         if self.policy == "randaugment":
             values["randaugment"] = [self.randaugment_operations, self.randaugment_magnitude]
         if self.erase:

@@ -19,6 +19,7 @@ class Stream(IntEnum):
     RANDAUGMENT = 6
     TRIVIALAUGMENT = 7
     ERASE = 8
+    OWN_POLICY = 9
 
 
 def words(seed: int, epoch: int, stream: Stream, rows: int, columns: int = 1) -> np.ndarray:

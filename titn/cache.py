@@ -25,7 +25,7 @@ from rich.text import Text
 from titn.cli import parse
 from titn.config import FillConfig, TrainConfig, VerifyConfig
 from titn.data.dataset import Dataset
-from titn.errors import OneLineParser, UserError, command
+from titn.errors import OneLineParser, UserError, command, count
 from titn.pipelines import EpochPlan, Pipeline, make_pipeline
 from titn.settings import fields_of
 from titn.teachers.answers import TeacherAnswers
@@ -60,7 +60,7 @@ class Work:
         Raises:
             UserError: a mistake in the configuration, the data or the teacher, or there is none.
         """
-        config, _ = open_run(config)
+        config, *_ = open_run(config)
         if config.distils_from == "none":
             raise UserError("--teacher none has no answers to store")
         switches, dataset = prepare(config, dataset)
@@ -283,7 +283,9 @@ def _export(argv: list[str], console: Console) -> None:
     given = parser.parse_args(argv)
     cache = one_cache(given.cache, given.runs_dir)
     epochs = export_cache(cache, given.file)
-    line(console, f"{given.file}: {epochs} epochs of {cache.folder.name}, {decimal(given.file.stat().st_size)}")
+    line(
+        console, f"{given.file}: {count(epochs, 'epoch')} of {cache.folder.name}, {decimal(given.file.stat().st_size)}"
+    )
 
 
 def _import(argv: list[str], console: Console) -> None:

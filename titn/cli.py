@@ -56,13 +56,13 @@ def _parser(cls: type[RunConfig], shown: RunConfig | None = None) -> argparse.Ar
 
 def _add(group: Any, name: str, field: FieldInfo, text: str) -> None:
     if field.annotation is bool:
-        group.add_argument(flag(name), action=argparse.BooleanOptionalAction, help=text)
+        group.add_argument(flag(name), dest=name, action=argparse.BooleanOptionalAction, help=text)
     elif field.default_factory is dict:
-        group.add_argument(flag(name), nargs="+", action=_NamedValues, metavar="NAME=VALUE", help=text)
+        group.add_argument(flag(name), dest=name, nargs="+", action=_NamedValues, metavar="NAME=VALUE", help=text)
     else:
-        words = "{" + ",".join(choices(field)) + "}" if choices(field) else name.rpartition("_")[2].upper()
+        words = "{" + ",".join(choices(field)) + "}" if choices(field) else flag(name).rpartition("-")[2].upper()
         optional = type(None) in getattr(field.annotation, "__args__", ())
-        group.add_argument(flag(name), metavar=words, type=_or_none if optional else str, help=text)
+        group.add_argument(flag(name), dest=name, metavar=words, type=_or_none if optional else str, help=text)
 
 
 class _NamedValues(argparse.Action):

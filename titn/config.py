@@ -19,6 +19,7 @@ from pydantic import ValidationError, model_validator
 from pydantic.dataclasses import dataclass
 
 from titn.errors import UserError
+from titn.pipelines.policies import POLICIES
 from titn.settings import (
     STRICT,
     AugmentationSettings,
@@ -49,7 +50,7 @@ class RunConfig(FolderSettings, SpeedSettings, AugmentationSettings, ScheduleSet
     def _complete(cls, given: Any, validate: Callable[[dict[str, Any]], Self]) -> Self:
         said = {name: plain(value) for name, value in dict(given.kwargs or {}).items()}
         check_names(said, cls, cls.__name__)
-        said = (read_yaml(Path(said["config"]), cls) if said.get("config") else {}) | said
+        said = (read_yaml(Path(said["config"]), cls, again=True) if said.get("config") else {}) | said
         for name, value in said.items():
             if isinstance(value, bool) and fields_of(cls)[name].annotation is not bool:
                 raise UserError(f"{flag(name)} cannot be {value}")
@@ -60,6 +61,11 @@ class RunConfig(FolderSettings, SpeedSettings, AugmentationSettings, ScheduleSet
             config = validate(recipe | said | {"config": None})
         except ValidationError as error:
             raise UserError(one_line(error)) from None
+        if config.epochs == 0 and (config.role == "student" or config.init is None):
+            raise UserError("--epochs must be at least 1, not 0: only a teacher with --init may stay as it is")
+        if config.import_ is None and config.augmentation not in ("none", *POLICIES):
+            known = ", ".join(("none", *POLICIES))
+            raise UserError(f"--augmentation must be one of {known}, not {config.augmentation!r}")
         if config.crop_padding > config.image_size:
             raise UserError(f"--crop-padding {config.crop_padding} must not exceed the image size {config.image_size}")
         object.__setattr__(config, "_said", frozenset(said) - {"config"})
@@ -89,7 +95,7 @@ class RunConfig(FolderSettings, SpeedSettings, AugmentationSettings, ScheduleSet
         used = {"sgd": ("momentum",), "apex_sgd": ("momentum",), "rmsprop": ()}.get(self.optimizer, ("beta1", "beta2"))
         for name in sorted(self.said & {"momentum", "beta1", "beta2"} - set(used)):
             found.append(f"{flag(name)} has no effect with --optimizer {self.optimizer}")
-        if self.warmup_epochs >= self.epochs:
+        if 0 < self.epochs <= self.warmup_epochs:
             found.append(f"--warmup-epochs {self.warmup_epochs:g} is all of the training: --lr is never reached")
         return found
 
@@ -101,6 +107,11 @@ class RunConfig(FolderSettings, SpeedSettings, AugmentationSettings, ScheduleSet
     @property
     def network_options(self) -> dict[str, Any]:
         """What the network has otherwise than its registry says."""
+        return {}
+
+    @property
+    def training_options(self) -> dict[str, Any]:
+        """What the network is built with for its training only; no weight depends on it."""
         return {}
 
     @property
@@ -137,11 +148,6 @@ class RunConfig(FolderSettings, SpeedSettings, AugmentationSettings, ScheduleSet
         """The epoch, from 0, whose plan the training has in `epoch`."""
         return epoch % self.epochs_in_turn if self.epochs_in_turn else epoch
 
-    @property
-    def initial_weights(self) -> str | None:
-        """File of a state dict that training starts from."""
-        return None
-
     def teacher_training(self) -> TeacherConfig:
         """The training of the teacher that is asked for by name.
 
@@ -174,10 +180,6 @@ class TeacherConfig(TeacherSettings, RunConfig):
     def network(self) -> str:
         return self.teacher
 
-    @property
-    def initial_weights(self) -> str | None:
-        return self.init
-
 
 @dataclass(frozen=True, config=STRICT)
 class TrainConfig(DistillationSettings, StudentSettings, RunConfig):
@@ -205,8 +207,12 @@ class TrainConfig(DistillationSettings, StudentSettings, RunConfig):
 
     @property
     def network_options(self) -> dict[str, Any]:
-        options = {"depth": self.depth, "pool": self.pool}
+        options = {name: getattr(self, name) for name in ("depth", "pool", "patch_size", "pixel_size")}
         return {name: value for name, value in options.items() if value is not None}
+
+    @property
+    def training_options(self) -> dict[str, Any]:
+        return {"drop_path_rate": self.drop_path}
 
     @property
     def fused_kernels(self) -> str:
@@ -243,12 +249,13 @@ class TrainConfig(DistillationSettings, StudentSettings, RunConfig):
     def teacher_training(self) -> TeacherConfig:
         students = (
             *("dataset", "data_dir", "image_size", "limit_train", "validation", "skip_bad_images"),
-            *("teacher", "device", "runs_dir"),
+            *("teacher", "device", "runs_dir", "import_"),
         )
         for name in students:
             if name in self.teacher_settings:
                 raise UserError(f"--teacher-settings cannot have {name}: a teacher takes it from its student")
-        settings: dict[str, Any] = {name: getattr(self, name) for name in (*students, "fast", "amp", "pipeline")}
+        shared = (*students, "fast", "amp", "pipeline", "tracker")
+        settings: dict[str, Any] = {name: getattr(self, name) for name in shared}
         settings["epochs"] = self.teacher_epochs or self.epochs
         return TeacherConfig(**(settings | self.teacher_settings))
 
@@ -292,5 +299,9 @@ def stored_config(path: Path) -> RunConfig:
 
 def to_yaml(config: RunConfig) -> str:
     """The configuration as a YAML text that `--config` reads back."""
-    values = {name: value for name, value in dataclasses.asdict(config).items() if name not in ("resume", "config")}
+    values = {
+        name: value
+        for name, value in dataclasses.asdict(config).items()
+        if name not in ("resume", "config", "overwrite")
+    }
     return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import errno
 import functools
 import os
+import re
 import select
 import signal
 import sys
@@ -32,7 +34,15 @@ class OneLineParser(argparse.ArgumentParser):
     """An argument parser whose errors are one line."""
 
     def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message} (see {self.prog} --help)")
+        unknown = re.match(r"unrecognized arguments: (--[\w-]+)", message)
+        close = difflib.get_close_matches(unknown[1], self._option_string_actions, 1) if unknown else []
+        hint = f"did you mean {close[0]}?" if close else f"see {self.prog} --help"
+        raise UserError(f"{message}; {hint}")
+
+
+def count(number: int, one: str, more: str | None = None) -> str:
+    """`number` with its noun: 1 image, 2 images."""
+    return f"{number:,} {one if number == 1 else more or one + 's'}"
 
 
 def command(main: Callable[[list[str] | None], None]) -> Callable[..., None]:

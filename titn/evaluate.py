@@ -25,6 +25,7 @@ from titn.files import write_atomic
 from titn.inference import find_weights
 from titn.metrics import classification_metrics
 from titn.network import NetworkSpec, load_network
+from titn.own_parts import load_parts
 from titn.pipelines.image_files import Images
 from titn.training.preparation import stored_data
 from titn.training.run import Run
@@ -177,6 +178,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = OneLineParser(prog="python -m titn.evaluate", description=__doc__)
     parser.add_argument("run", help="run folder, or its name under --runs-dir; with --dataset also a file of weights")
     parser.add_argument("--runs-dir", default="runs")
+    parser.add_argument("--import", dest="parts", metavar="FILE", help="Python file that registers own parts")
     parser.add_argument("--weights", default="last", help="last, best, average or a file (last)")
     parser.add_argument("--dataset", help="other labelled data: a name or a folder (default: the run's own)")
     parser.add_argument("--split", choices=SPLITS, default="test", help="part of the data (test)")
@@ -185,6 +187,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--images", type=Path, metavar="FILE", help="also write CSV with a line per image")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     given = parser.parse_args(argv)
+    load_parts(given.parts)
     found = evaluate(
         given.run,
         runs_dir=given.runs_dir,

@@ -20,6 +20,7 @@ from titn.files import folder_atomic
 from titn.inference import TrainedModel, load
 from titn.models.registry import MODELS
 from titn.network import save_network
+from titn.own_parts import load_parts
 from titn.training.run import Run
 
 FORMATS = {"onnx": ".onnx", "torch": ".pt2", "safetensors": ".safetensors", "timm": "-timm"}
@@ -288,7 +289,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--normalized", action="store_true", help="onnx, torch: take normalised images, not 0..1")
     parser.add_argument("--push", metavar="USER/NAME", help="timm: upload to that repository of the Hugging Face hub")
     parser.add_argument("--runs-dir", default="runs")
+    parser.add_argument("--import", dest="parts", metavar="FILE", help="Python file that registers own parts")
     given = parser.parse_args(argv)
+    load_parts(given.parts)
     if given.push and given.format != "timm":
         raise UserError("--push uploads what --format timm writes")
     if given.normalized and given.format not in ("onnx", "torch"):

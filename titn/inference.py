@@ -104,7 +104,7 @@ def load(
     """A trained network, ready for use.
 
     Args:
-        source: a run's folder, its name under `runs_dir`, or a file of weights that this project wrote.
+        source: a run's folder, its name under `runs_dir`, one of its checkpoints, or a file of weights of this project.
         weights: of a run: "last" (epoch), "best" (epoch), "average" (with `--average`), or a file.
         device: auto, cpu, cuda or cuda:N.
         runs_dir: folder of run folders.
@@ -130,6 +130,9 @@ def find_weights(source: str | Path, weights: str = "last", runs_dir: str = "run
         if weights != "last":
             raise UserError(f"{path} is a file of weights: --weights {weights} is for a run")
         return path
+    if (path / checkpoint.MODEL).is_file():
+        checkpoint.verify(path)
+        return path / checkpoint.MODEL
     if weights not in ("last", "best", "average"):
         file = Path(weights).expanduser()
         if not file.is_file():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -18,7 +19,9 @@ from titn.models import MODELS
 from titn.models.metadata import StoredNetwork
 from titn.models.registry import build, model_sizes
 from titn.models.sizes import Sizes, TransformerSizes
-from titn.teachers.architectures import TEACHERS, create_teacher
+from titn.own_parts import check_network, is_own, own_network
+from titn.settings import flag
+from titn.teachers.architectures import create_teacher, is_teacher
 
 
 class NetworkSpec(StoredNetwork):
@@ -33,7 +36,10 @@ class NetworkSpec(StoredNetwork):
         """
         arguments = (dataset.num_classes, dataset.channels, dataset.image_size)
         sizes: Sizes = Sizes(*arguments)
-        if config.role == "student":
+        if config.role == "student" and is_own("model", config.network):
+            if said := sorted(config.said & {*config.network_options, "drop_path"}):
+                raise UserError(f"{config.network} is an own model, which takes no {flag(said[0])}: drop it")
+        elif config.role == "student":
             sizes = model_sizes(config.network, *arguments, **config.network_options)
         return cls(config.network, sizes, dataset.name, dataset.class_names, dataset.mean, dataset.std)
 
@@ -52,10 +58,18 @@ class NetworkSpec(StoredNetwork):
         """Height and width of its images in pixels."""
         return self.sizes.image_size
 
-    def build(self, kernels: str = "torch") -> nn.Module:
-        """A freshly initialised module on the CPU; `kernels` is the backend of a student's fused operations."""
+    def build(self, kernels: str = "torch", **options: Any) -> nn.Module:
+        """A freshly initialised module on the CPU.
+
+        Args:
+            kernels: backend of a student's fused operations.
+            options: what a student of ours has for its training, `drop_path_rate`.
+        """
         if isinstance(self.sizes, TransformerSizes):
-            return build(self.sizes, kernels=kernels)
+            return build(self.sizes, kernels=kernels, **options)
+        if own := own_network(self.name):
+            module = own(self.num_classes, self.in_channels, self.image_size)
+            return check_network(module, self.name, self.num_classes, self.in_channels, self.image_size)
         return create_teacher(self.name, self.num_classes, self.in_channels, self.image_size)
 
 
@@ -73,8 +87,8 @@ def read_spec(path: Path) -> NetworkSpec:
     spec = NetworkSpec.read(path)
     if spec is None:
         raise UserError(f"{path} was not written by this project: its metadata names no network")
-    if spec.name not in (*MODELS, *TEACHERS):
-        raise UserError(f"{path} holds an unknown network {spec.name!r}")
+    if spec.name not in MODELS and not is_teacher(spec.name) and own_network(spec.name) is None:
+        raise UserError(f"{path} holds an unknown network {spec.name!r}: --import the file that registers it")
     return spec
 
 

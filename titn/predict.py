@@ -20,8 +20,9 @@ from rich.text import Text
 
 from titn.data.decoding import decode
 from titn.data.folders import scan
-from titn.errors import OneLineParser, UserError, command
+from titn.errors import OneLineParser, UserError, command, count
 from titn.inference import Prediction, TrainedModel, load, predictions
+from titn.own_parts import load_parts
 
 
 @dataclass(frozen=True)
@@ -116,12 +117,14 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--top", type=int, default=5, help="classes to name for each image (5)")
     parser.add_argument("--weights", default="last", help="last, best, average or a file (last)")
     parser.add_argument("--runs-dir", default="runs")
+    parser.add_argument("--import", dest="parts", metavar="FILE", help="Python file that registers own parts")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     parser.add_argument("--batch-size", type=int, default=64, help="images at a time (64)")
     style = parser.add_mutually_exclusive_group()
     style.add_argument("--json", dest="style", action="store_const", const="json", help="print a JSON list")
     style.add_argument("--csv", dest="style", action="store_const", const="csv", help="print CSV, a line per class")
     given = parser.parse_args(argv)
+    load_parts(given.parts)
     for name in ("top", "batch_size"):
         if getattr(given, name) < 1:
             raise UserError(f"--{name.replace('_', '-')} must be at least 1, not {getattr(given, name)}")
@@ -142,7 +145,7 @@ def main(argv: list[str] | None = None) -> None:
     if len(bad) == len(answers):
         raise UserError(f"none of the {len(bad)} files could be read")
     if bad:
-        said.print(f"{len(bad)} of {len(answers)} files could not be read")
+        said.print(f"{len(bad)} of {count(len(answers), 'file')} could not be read")
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from titn.config import PreviewConfig, TrainConfig
 from titn.data.dataset import Dataset
 from titn.errors import UserError, command
 from titn.files import open_atomic
+from titn.own_parts import load_parts
 from titn.pipelines import EpochPlan, Pipeline, make_pipeline
 from titn.pipelines.make import Backend
 from titn.pipelines.policies import Operation, OperationRows
@@ -146,6 +147,7 @@ def preview(
     Raises:
         UserError: a mistake in the configuration or the data, or the backend cannot run here.
     """
+    load_parts(config.import_)
     switches, dataset = prepare(config if backend == "auto" else config.changed(pipeline=backend), dataset)
     schedule = Schedule.of(config, len(dataset.train_labels), switches.device.type)
     plan = EpochPlan.draw(
@@ -174,6 +176,7 @@ def main(argv: list[str] | None = None) -> None:
     kinds = Figure().canvas.get_supported_filetypes()
     if out.suffix[1:] not in kinds:
         raise UserError(f"--out {config.out}: pictures end in {', '.join(sorted(kinds))}")
+    load_parts(config.import_)
     dataset = load_data(config, None, in_files=None)
     name, found = preview(config, config.images, config.epoch, dataset=dataset)
     title = f"{dataset.name}, seed {config.seed}, epoch {config.epoch}, pipeline {name}"

@@ -19,7 +19,7 @@ from titn.training import checkpoint
 from titn.training.run import Run
 
 SCORES = ("top1", "top5", "best_top1", "images_per_second", "wall_seconds")
-_NO_CHOICE = {*FolderSettings.__annotations__, "data_dir", "device", "teacher_settings"}
+_NO_CHOICE = {*FolderSettings.__annotations__, "data_dir", "device", "teacher_settings"} - {"init"} | {"seeds"}
 
 
 @dataclass(frozen=True)

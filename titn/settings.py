@@ -11,7 +11,7 @@ from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 from pydantic.fields import FieldInfo
 
-from titn.pipelines.augmentation import Mix, Policy
+from titn.pipelines.augmentation import Mix
 from titn.pipelines.make import Backend
 
 Auto = Literal["auto"]
@@ -55,8 +55,8 @@ class DataSettings(Subject):
 class AugmentationSettings(Subject):
     """augmentation"""
 
-    augmentation: Policy = "cifar10"
-    """random policy after crop and flip: AutoAugment for CIFAR-10, the MNIST recipe, RandAugment, TrivialAugment"""
+    augmentation: str = "cifar10"
+    """random policy after crop and flip: none, cifar10 (AutoAugment), mnist, randaugment, trivialaugment, an own one"""
     randaugment_operations: Whole = 2
     """operations per image under RandAugment"""
     randaugment_magnitude: Annotated[int, Field(ge=0, le=30)] = 9
@@ -77,8 +77,8 @@ class AugmentationSettings(Subject):
 class ScheduleSettings(Subject):
     """training"""
 
-    epochs: Whole = 600
-    """passes over the training set"""
+    epochs: Annotated[int, Field(ge=0)] = 600
+    """passes over the training set; of a teacher with --init 0, too: it stays as it is"""
     batch_size: Whole | Auto = "auto"
     """images per step; auto: the recipe's, fewer in a short training"""
     optimizer: Literal["sgd", "apex_sgd", "adam", "adamw", "muon", "rmsprop"] = "sgd"
@@ -101,6 +101,9 @@ class ScheduleSettings(Subject):
     """linear warm-up at the start, in epochs"""
     label_smoothing: Share = 0.0
     """of the cross-entropy with the true labels"""
+    class_weights: str = "none"
+    """of the cross-entropy with the true labels: none, balanced (the fewer images, the more), or NAME=WEIGHT,... with 1
+    for all others"""
     accumulate: Whole = 1
     """parts of a batch, one after another in one step: its result in less memory, but for batch norm and dropout"""
     average: Fraction = 0.0
@@ -111,6 +114,8 @@ class ScheduleSettings(Subject):
     """stop after this many evaluations without a better accuracy on the validation split; none: never"""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """of initialisation, order and augmentation"""
+    seeds: Whole = 1
+    """train so many runs, NAME-seed0 and so on with seeds from --seed on, and state mean and interval"""
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -137,12 +142,22 @@ class FolderSettings(Subject):
 
     name: FolderName | None = None
     """name of the run folder; none: data set, model and time"""
+    overwrite: bool = False
+    """replace a run of the same name"""
     runs_dir: str = "runs"
     """folder of all run folders"""
+    tracker: Literal["tensorboard", "trackio", "wandb", "mlflow", "none"] = "tensorboard"
+    """where the curves go besides metrics.jsonl"""
     resume: str | None = None
-    """run folder (or its name) to continue; its own configuration is used"""
+    """run to continue, by its folder or name, with its own configuration; or one of its checkpoints/epoch-NNNN, from
+    which it then goes on; --epochs may be more, and --lr another"""
+    init: str | None = None
+    """weights to start from: a run, or a file (.safetensors, .pth) of this project, torchvision or timm; heads for
+    other classes are made anew"""
+    import_: str | None = None
+    """Python file or installed module that registers own models, teachers, data sets or augmentations"""
     config: str | None = None
-    """YAML file with any of these names"""
+    """YAML file with any of these names; that of a run begins a new one with its settings"""
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -155,6 +170,12 @@ class StudentSettings(Subject):
     """number of blocks; none: the model's own"""
     pool: Literal["mean", "token"] | None = None
     """class representation: mean over class and patch tokens, or the class token; none: the model's own"""
+    patch_size: Whole | None = None
+    """side of a patch in pixels, a divisor of the image size; none: the model's own"""
+    pixel_size: Whole | None = None
+    """side of the squares of pixels that a patch consists of, a divisor of the patch size; none: the model's own"""
+    drop_path: Fraction = 0.0
+    """stochastic depth: probability of leaving out a branch of the last block, falling linearly to 0 in the first"""
     kernels: Literal["auto", "torch", "triton", "native"] = "auto"
     """backend of the fused operations; auto: torch, with --fast the fastest that can run"""
 
@@ -201,8 +222,6 @@ class TeacherSettings(Subject):
 
     teacher: str = "vgg16_bn"
     """densenet121, mobilenet_v3_large, resnet50, wide_resnet50_2, squeezenet1_1, vgg16, vgg16_bn, vgg19 or small_cnn"""
-    init: str | None = None
-    """torchvision state dict to start from (.pth or .safetensors)"""
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -221,7 +240,7 @@ class PreviewSettings(Subject):
 
 def flag(name: str) -> str:
     """The command line's spelling of a setting."""
-    return "--" + name.replace("_", "-")
+    return "--" + name.rstrip("_").replace("_", "-")
 
 
 def subjects(cls: type[Subject]) -> dict[str, dict[str, FieldInfo]]:

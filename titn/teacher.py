@@ -12,13 +12,14 @@ from titn.config import TeacherConfig
 from titn.errors import command
 from titn.train import train
 from titn.training.result import show_result
+from titn.training.run import free_name
 
 
 @command
 def main(argv: list[str] | None = None) -> None:
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # on a CPU: that there is no CUDA
     console = Console()
-    config = parse(TeacherConfig, argv)
+    config = free_name(parse(TeacherConfig, argv), console)
     result = train(config, console=console)
     dataset, folder = shlex.quote(config.dataset), shlex.quote(result.run)
     show_result(result, console, ("Distil from it", f"python -m titn.train --dataset {dataset} --teacher {folder}"))

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import shlex
+from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -20,8 +23,9 @@ from titn.pipelines import make_pipeline
 from titn.profile import count_macs
 from titn.provenance import source_commit
 from titn.report import write_report
-from titn.teachers.architectures import load_initial_weights
 from titn.teachers.find import TeacherSource, find_teacher, load_teacher
+from titn.training.callbacks import Callback
+from titn.training.initial import start_from
 from titn.training.preparation import (
     announce,
     augmentation_of,
@@ -30,19 +34,28 @@ from titn.training.preparation import (
     check_room,
     check_same_data,
     check_surroundings,
+    class_weights,
     open_run,
     prepare,
 )
+from titn.training.repeat import repeat, show_together
 from titn.training.result import Result, result_of, show_result
-from titn.training.run import Run, RunInUse
+from titn.training.run import Run, RunInUse, free_name
 from titn.training.schedule import Schedule
 from titn.training.switches import describe
 from titn.training.targets import teacher_targets
+from titn.training.trackers import tracker
 from titn.training.trainer import Trainer
 
 
 @torch.enable_grad()
-def train(config: RunConfig, *, console: Console | None = None, dataset: Dataset | None = None) -> Result:
+def train(
+    config: RunConfig,
+    *,
+    console: Console | None = None,
+    dataset: Dataset | None = None,
+    callbacks: Sequence[Callback] = (),
+) -> Result:
     """Train a student or a teacher; a student's teacher that is given by name is trained first, unless it is there.
 
     Whatever can be checked is checked before anything is written, and the run has its folder before anything long
@@ -52,6 +65,7 @@ def train(config: RunConfig, *, console: Console | None = None, dataset: Dataset
         config: a TrainConfig or a TeacherConfig; `resume` continues a run folder.
         console: where progress goes (default: standard output).
         dataset: the data set, where it is loaded already.
+        callbacks: told of this training's steps and epochs (not of its teacher's).
 
     Raises:
         UserError: a mistake in the configuration, the data or the run folder.
@@ -59,18 +73,22 @@ def train(config: RunConfig, *, console: Console | None = None, dataset: Dataset
     """
     check_surroundings()
     console = console or Console()
-    config, run = open_run(config)
+    config, run, start = open_run(config)
+    if config.seeds > 1:
+        raise UserError(f"train takes one seed, not --seeds {config.seeds}: titn.training.repeat.repeat trains several")
+    watching = [*tracker(config.tracker), *callbacks]
     switches, dataset = prepare(config, dataset)
     schedule = Schedule.of(config, len(dataset.train_labels), switches.device.type)
     torch.manual_seed(config.seed)
     spec = NetworkSpec.of(config, dataset)
-    module = spec.build(switches.kernels)
+    module = spec.build(switches.kernels, **config.training_options)
     random_state = torch.get_rng_state()
     macs = count_macs(module, dataset.channels, dataset.image_size)
     distils = config.distils_from != "none" and getattr(module, "distilled", False)
     source = find_teacher(config, dataset) if distils else None
     teacher = load_teacher(source.path, dataset) if source and not source.to_train else None
     check_fit(config, switches, schedule, dataset, module, source)
+    weights = class_weights(config.class_weights, dataset.train_labels, dataset.class_names)
     announce(config, switches, dataset, schedule, source, console)
     targets = teacher_targets(config, switches, schedule, dataset, teacher, console) if teacher else None
     term = config.distillation_term
@@ -78,8 +96,8 @@ def train(config: RunConfig, *, console: Console | None = None, dataset: Dataset
     settled = config.changed(batch_size=schedule.batch_size, lr=schedule.peak, **used)
     resumed = run is not None
     if run is None:
-        if config.initial_weights is not None:
-            console.print(Text(load_initial_weights(module, config.network, Path(config.initial_weights))))
+        if config.init is not None:
+            console.print(Text(start_from(module, spec, config.init, config.runs_dir)), soft_wrap=True)
         check_room(config, module)
         run = Run.create(settled, dataset.identity())
     else:
@@ -88,6 +106,8 @@ def train(config: RunConfig, *, console: Console | None = None, dataset: Dataset
     with run:
         if resumed:
             run.reconfigure(settled)
+        if start is not None and (later := run.set_aside_after(start)):
+            console.print(Text(f"set aside, as {run.folder} goes on from {start.name}: {', '.join(later)}"))
         run.note({"commit": source_commit(), "device": describe(switches.device), "lr": schedule.peak})
         if source is not None and teacher is None:
             again = f"{config.program} --resume {shlex.quote(str(run.folder))}"
@@ -96,7 +116,7 @@ def train(config: RunConfig, *, console: Console | None = None, dataset: Dataset
         torch.set_rng_state(random_state)
         trainer = Trainer(
             run,
-            build_step(config, switches, schedule, module, distils=distils),
+            build_step(config, switches, schedule, module, distils=distils, class_weights=weights),
             schedule,
             dataset,
             augmentation_of(config, schedule.batch_size),
@@ -109,18 +129,28 @@ def train(config: RunConfig, *, console: Console | None = None, dataset: Dataset
             plan_epoch=config.plan_epoch,
             eval_every=config.eval_every,
             patience=config.patience,
+            callbacks=watching,
+            compiles=switches.compile,
         )
         trainer.resume()
-        try:
-            logits = trainer.fit()
-        except (Interrupted, UserError):
-            write_report(run.folder, dataset, trainer.logits)
-            raise
-        if targets is not None:
-            console.print(Text(targets.summary()), soft_wrap=True)
-        result = result_of(trainer, logits, switches, macs, teacher)
-        run.finish({name: value for name, value in asdict(result).items() if name != "run"})
-        write_report(run.folder, dataset, logits)
+        if not trainer.ended:
+            run.reopen()
+        with contextlib.ExitStack() as closing:
+            for callback in watching:
+                callback.on_begin(run, config, trainer.progress.epoch)
+                closing.callback(callback.on_close)
+            try:
+                logits = trainer.fit()
+            except (Interrupted, UserError):
+                write_report(run.folder, dataset, trainer.logits)
+                raise
+            if targets is not None:
+                console.print(Text(targets.summary()), soft_wrap=True)
+            result = result_of(trainer, logits, switches, macs, teacher)
+            run.finish({name: value for name, value in asdict(result).items() if name != "run"})
+            write_report(run.folder, dataset, logits)
+            for callback in watching:
+                callback.on_end(result)
     return result
 
 
@@ -153,13 +183,19 @@ def _wait_for(folder: Path, console: Console) -> None:
 def main(argv: list[str] | None = None) -> None:
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # on a CPU: that there is no CUDA
     console = Console()
-    result = train(parse(TrainConfig, argv), console=console)
+    config = parse(TrainConfig, argv)
+    if config.seeds > 1:
+        show_together(repeat(config, partial(train, console=console), console), console)
+        return
+    config = free_name(config, console)
+    result = train(config, console=console)
     folder = shlex.quote(result.run)
+    parts = f" --import {shlex.quote(config.import_)}" if config.import_ else ""
     show_result(
         result,
         console,
-        ("Evaluate it again", f"python -m titn.evaluate {folder}"),
-        ("Learning curves", f"tensorboard --logdir {folder}/tensorboard"),
+        ("Evaluate it again", f"python -m titn.evaluate {folder}{parts}"),
+        *([("Learning curves", f"tensorboard --logdir {folder}/tensorboard")] * (config.tracker == "tensorboard")),
     )
 
 

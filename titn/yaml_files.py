@@ -32,9 +32,14 @@ def recipe_for(dataset: str, role: str) -> dict[str, Any]:
     return recipe | sections[role]
 
 
-def read_yaml(path: Path, cls: type[Subject]) -> dict[str, Any]:
-    """Settings from a YAML file; an unknown name is a UserError."""
-    values = load_yaml(path)
+def read_yaml(path: Path, cls: type[Subject], *, again: bool = False) -> dict[str, Any]:
+    """Settings from a YAML file; an unknown name is a UserError.
+
+    A run's own file, which lies beside its record of the data set, says how to train, not where the new run lies.
+    """
+    values = {"import_" if name == "import" else name: value for name, value in load_yaml(path).items()}
+    if again and (path.parent / "dataset.json").is_file():
+        values = {name: value for name, value in values.items() if name not in ("name", "runs_dir")}
     check_names(values, cls, f"{path}: {cls.__name__}")
     return {name: _from_yaml(value, fields_of(cls)[name]) for name, value in values.items()}
 

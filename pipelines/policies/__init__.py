@@ -15,5 +15,13 @@ POLICIES: dict[str, type[PolicyRows]] = {
     "trivialaugment": TrivialAugmentRows,
 }
 """By the name in `Augmentation.policy`."""
+CODE: dict[str, str] = {}
+"""SHA-256 of the source of each registered policy, which pixels depend on."""
 
-__all__ = ["POLICIES", "EraseRows", "ImageOperations", "Operation", "OperationRows", "PolicyRows"]
+
+def register(name: str, rows: type[PolicyRows], code: str) -> None:
+    """Make `rows` the policy `name`; `code` stands for its source in fingerprints."""
+    POLICIES[name], CODE[name] = rows, code
+
+
+__all__ = ["CODE", "POLICIES", "EraseRows", "ImageOperations", "Operation", "OperationRows", "PolicyRows", "register"]

@@ -7,7 +7,7 @@ import functools
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,9 +20,12 @@ from titn.data.folders import ARCHIVES, is_folder
 from titn.data.known import KNOWN, check_classes, find_folder, find_known
 from titn.data.splits import (
     SPLIT_TITLES,
+    TEST_SHARE,
     Splits,
     balanced_subset,
     channel_statistics,
+    content_keys,
+    content_rows,
     listing,
     shown,
     stratified_development_rows,
@@ -30,6 +33,7 @@ from titn.data.splits import (
     validation_rows,
 )
 from titn.errors import UserError
+from titn.own_parts import own_dataset
 from titn.pipelines.image_files import ImageFiles, Images, digest
 
 DATASETS = ("digits", *KNOWN)
@@ -105,6 +109,55 @@ class Dataset:
         if not self.fingerprint:
             text = json.dumps(self.identity(), sort_keys=True)
             object.__setattr__(self, "fingerprint", hashlib.sha256(text.encode()).hexdigest())
+
+    @classmethod
+    def from_arrays(
+        cls,
+        train_images: np.ndarray,
+        train_labels: np.ndarray,
+        test_images: np.ndarray | None = None,
+        test_labels: np.ndarray | None = None,
+        *,
+        val_images: np.ndarray | None = None,
+        val_labels: np.ndarray | None = None,
+        class_names: Sequence[str] | None = None,
+        name: str = "arrays",
+    ) -> Dataset:
+        """A data set of arrays; without test images a fifth of the training images is held out by their content.
+
+        Args:
+            train_images: uint8 [N, S, S, C], C = 1 or 3.
+            train_labels: whole numbers [N].
+            test_images: uint8 [N_test, S, S, C].
+            test_labels: whole numbers [N_test].
+            val_images: uint8 [N_val, S, S, C], None without a validation split.
+            val_labels: whole numbers [N_val], likewise.
+            class_names: name of each label; None: the numbers.
+            name: what it is called.
+
+        Raises:
+            UserError: images or labels are of another type or shape, or no class has two images to hold one out.
+        """
+        images, labels = np.asarray(train_images), np.asarray(train_labels)
+        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1] != images.shape[2]:
+            raise UserError(f"train_images must be uint8 [N, S, S, C], not {images.dtype} {list(images.shape)}")
+        if images.shape[3] not in (1, 3):
+            raise UserError(f"images must have 1 or 3 channels, not {images.shape[3]}")
+        if class_names is None:
+            every = [each for each in (labels, test_labels, val_labels) if each is not None]
+            class_names = [str(number) for number in range(1 + max(int(np.max(each)) for each in every))]
+        keys = content_keys(images)
+        if test_images is None or test_labels is None:
+            held_out = content_rows(labels.astype(np.int64), keys, TEST_SHARE, "test")
+            if not held_out.any():
+                raise UserError("no class has two different images, so that none can be held out: give test_images")
+            test_images, test_labels = images[held_out], labels[held_out]
+            images, labels, keys = images[~held_out], labels[~held_out], keys[~held_out]
+        mean, std = channel_statistics(images)
+        return cls(
+            name, images, labels, np.asarray(test_images), np.asarray(test_labels), tuple(class_names), mean, std,
+            val_images=val_images, val_labels=val_labels, train_keys=keys,
+        )  # fmt: skip
 
     @property
     def validates(self) -> bool:
@@ -234,6 +287,8 @@ def load_dataset(
         raise UserError(f"--image-size must be from 1 to {_MAX_IMAGE_SIZE} pixels, not {image_size}")
     name, image_size = os.fspath(name), int(image_size)
     root = _home(Path("data" if data_dir is None else data_dir))
+    if (own := own_dataset(name)) is not None:
+        return _part(_of_size(own(image_size), name, image_size), validation, limit_train)
     notes: tuple[str, ...] = ()
     if skip_bad_images and name in DATASETS:
         raise UserError(f"--skip-bad-images is for a folder of your own, not for {name}, which is complete or damaged")
@@ -272,6 +327,19 @@ def load_dataset(
         test_names=splits.test_names,
         notes=notes,
     )
+    return _part(dataset, validation, limit_train)
+
+
+def _of_size(dataset: Dataset, name: str, image_size: int) -> Dataset:
+    """A registered data set, which has to be what was asked for."""
+    if not isinstance(dataset, Dataset) or dataset.image_size != image_size:
+        found = f"images of {dataset.image_size} pixels" if isinstance(dataset, Dataset) else type(dataset).__name__
+        raise UserError(f"--dataset {name} must give a titn.Dataset with images of {image_size} pixels, not {found}")
+    return dataset
+
+
+def _part(dataset: Dataset, validation: float, limit_train: int | None) -> Dataset:
+    """The data set with this validation split, and as many of its other training images as wanted."""
     if validation:
         dataset = validation_split(dataset, validation)
     if limit_train is not None:

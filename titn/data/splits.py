@@ -265,6 +265,12 @@ def _draws(keys: np.ndarray, purpose: str) -> np.ndarray:
     return np.frombuffer(b"".join(digests), "<u8").astype(np.uint64)
 
 
+def content_keys(images: np.ndarray) -> np.ndarray:
+    """Key of each image's pixels, uint64 [N], of uint8 [N, H, W, C]."""
+    digests = [hashlib.blake2b(np.ascontiguousarray(image).tobytes(), digest_size=8).digest() for image in images]
+    return np.frombuffer(b"".join(digests), "<u8").astype(np.uint64)
+
+
 def content_rows(labels: np.ndarray, keys: np.ndarray, share: float, purpose: str) -> np.ndarray:
     """Which images are held out by their content.
 

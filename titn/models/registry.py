@@ -66,7 +66,11 @@ def model_sizes(
     Raises:
         UserError: no such model, or a value that does not fit.
     """
-    return replace(_named(name), num_classes=num_classes, in_channels=in_channels, image_size=image_size, **changes)
+    sizes = _named(name)
+    for option in changes:
+        if option not in (field.name for field in fields(sizes)):
+            raise UserError(f"{name} has no {option}")
+    return replace(sizes, num_classes=num_classes, in_channels=in_channels, image_size=image_size, **changes)
 
 
 def build(sizes: TransformerSizes, **options: Any) -> ImageTransformer:

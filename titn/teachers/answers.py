@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 from torch.fx.experimental.optimization import fuse
+from torch.fx.proxy import TraceError
 
 from titn.errors import UserError
 
@@ -135,7 +136,13 @@ def close_calls(logits: Tensor, reach: float) -> Tensor:
 
 
 def fold_batch_norms(network: nn.Module) -> nn.Module:
-    """A copy in evaluation mode with batch normalisation folded into the convolution before it, where there is one."""
+    """A copy in evaluation mode with batch normalisation folded into the convolution before it, where there is one.
+
+    A network that torch.fx cannot trace is copied as it is.
+    """
     if not any(isinstance(each, nn.BatchNorm2d) for each in network.modules()):
         return copy.deepcopy(network).eval()
-    return fuse(network.eval()).requires_grad_(False)
+    try:
+        return fuse(network.eval()).requires_grad_(False)
+    except (TraceError, TypeError, NotImplementedError):  # other people's networks may branch on values
+        return copy.deepcopy(network).eval()

@@ -17,11 +17,14 @@ from functools import partial
 from pathlib import Path
 from typing import cast
 
+import timm
 import torch
+from timm.models import get_pretrained_cfg
 from torch import nn
 from torchvision import models
 
 from titn.errors import UserError
+from titn.own_parts import check_network, is_own, own_network
 from titn.teachers.state_dict import check_fit, read_state_dict
 from titn.teachers.vgg import CHANNELS, COPIES, REDUCTION, fold_weight, folded_vgg
 
@@ -96,14 +99,54 @@ _ARCHITECTURES = {
     "small_cnn": _Architecture(_small_cnn, "0.0", "8"),
 }
 TEACHERS = tuple(_ARCHITECTURES)
+_TIMM = "timm:"
+
+
+def is_teacher(name: str) -> bool:
+    """Whether this names an architecture: one of `TEACHERS`, `timm:NAME`, or an own one."""
+    return name in TEACHERS or name.startswith(_TIMM) or is_own("teacher", name)
 
 
 def _architecture(name: str) -> _Architecture:
+    if is_own("teacher", name):
+        return _Architecture(cast(Callable[..., nn.Module], own_network(name)), "", "")
+    if name.startswith(_TIMM):
+        return _of_timm(name)
     if name not in _ARCHITECTURES:
         close = difflib.get_close_matches(name.lower(), TEACHERS, 1)
         hint = f"did you mean {close[0]}?" if close else f"use one of {', '.join(TEACHERS)}"
         raise UserError(f"unknown teacher {name!r}; {hint}")
     return _ARCHITECTURES[name]
+
+
+def _of_timm(name: str) -> _Architecture:
+    """timm's own network of that name, as it is at any image size.
+
+    Raises:
+        UserError: timm has none.
+    """
+    model = name.removeprefix(_TIMM)
+    if not timm.is_model(model):
+        known = timm.list_models()
+        close = difflib.get_close_matches(model, known, 1)
+        hint = f"did you mean {_TIMM}{close[0]}?" if close else f"timm.list_models() has {len(known):,}"
+        raise UserError(f"timm has no model {model!r}; {hint}")
+    facts = get_pretrained_cfg(model)
+    stem, head = (getattr(facts, key, None) for key in ("first_conv", "classifier"))
+    return _Architecture(
+        partial(_timm_network, model),
+        stem if isinstance(stem, str) else "",
+        head if isinstance(head, str) else "",
+        minimum_size=1,
+    )
+
+
+def _timm_network(model: str, num_classes: int, in_channels: int, image_size: int) -> nn.Module:
+    options = {"num_classes": num_classes, "in_chans": in_channels}
+    try:
+        return cast(nn.Module, timm.create_model(model, img_size=image_size, **options))
+    except TypeError:  # a network for images of any size
+        return cast(nn.Module, timm.create_model(model, **options))
 
 
 def create_teacher(
@@ -115,7 +158,7 @@ def create_teacher(
     its three, so that the network computes what it would for the grey image as three equal channels.
 
     Args:
-        name: one of `TEACHERS`.
+        name: one of `TEACHERS`, `timm:NAME` for any of timm's, or an own one.
         num_classes: number of classes.
         in_channels: channels of an image, 1 or 3.
         image_size: height and width, in pixels; at least 32 for VGG, else 8.
@@ -125,6 +168,9 @@ def create_teacher(
         UserError: unknown name, neither 1 nor 3 channels, or images too small for the network.
     """
     kind = _architecture(name)
+    if name not in TEACHERS:
+        module = kind.build(num_classes, in_channels, image_size)
+        return check_network(module, name, num_classes, in_channels, image_size)
     if in_channels not in (1, 3):
         raise UserError(f"teachers take images of 1 or 3 channels, not {in_channels}")
     if image_size < kind.minimum_size:
@@ -146,8 +192,10 @@ def create_teacher(
     return module
 
 
-def load_initial_weights(module: nn.Module, name: str, path: str | Path) -> str:
-    """Load a torchvision state dict into a teacher of `create_teacher`; the module changes only if everything fits.
+def load_initial_weights(module: nn.Module, name: str, path: str | Path, *, other_classes: bool = False) -> str:
+    """Load a state dict of torchvision, of timm for `timm:NAME`, into a teacher of `create_teacher`.
+
+    The module changes only if everything fits.
 
     VGG's first Linear is folded where the module's is; the classifier stays as initialised where the number of classes
     differs; a stem for 3 channels is summed over them for images of one.
@@ -156,6 +204,7 @@ def load_initial_weights(module: nn.Module, name: str, path: str | Path) -> str:
         module: the teacher.
         name: its name, one of `TEACHERS`.
         path: state dict in a .safetensors file or one of `torch.save`; nothing in it is executed.
+        other_classes: whether the file's classes are other ones, however many: the classifier stays as initialised.
 
     Returns:
         One line on what was loaded and what was not.
@@ -172,15 +221,18 @@ def load_initial_weights(module: nn.Module, name: str, path: str | Path) -> str:
         return tuple(weights[key].shape) if key in weights else ()
 
     stem, first, head = f"{kind.stem}.weight", "classifier.0.weight", f"{kind.head}.weight"
-    if shape(stem)[1:2] == (3,) and own[stem].shape[1] == 1:
+    if shape(stem)[1:2] == (3,) and stem in own and own[stem].shape[1] == 1:
         weights[stem] = weights[stem].sum(1, keepdim=True)
         notes.append("the stem is summed over its 3 channels")
     if kind.vgg and shape(first)[1:] == (CHANNELS * COPIES,) and own[first].shape[1] == CHANNELS:
         weights[first] = fold_weight(weights[first])
-    found, wanted = shape(head), tuple(own[head].shape)
+    found, wanted = shape(head), tuple(own[head].shape) if head in own else ()
     if found[1:] == wanted[1:] and found[:1] not in ((), wanted[:1]):
         weights |= {key: own[key] for key in (head, f"{kind.head}.bias")}
         notes.append(f"the classifier stays as initialised, for {wanted[0]} classes instead of the file's {found[0]}")
+    elif other_classes and found == wanted and wanted:
+        weights |= {key: own[key] for key in (head, f"{kind.head}.bias")}
+        notes.append("the classifier stays as initialised, for other classes")
     check_fit(weights, own, name, path)
     module.load_state_dict(weights)
     return "; ".join(notes)

@@ -17,15 +17,16 @@ from titn.config import RunConfig, TeacherConfig
 from titn.data.dataset import Dataset
 from titn.errors import UserError
 from titn.network import load_network, read_spec, weights_digest
+from titn.own_parts import code_of
 from titn.settings import flag
-from titn.teachers.architectures import TEACHERS, create_teacher
+from titn.teachers.architectures import TEACHERS, create_teacher, is_teacher
 from titn.training import checkpoint
 from titn.training.run import Run, plain_name
 from titn.training.teacher_cache import MANIFEST, read_manifest
 
 _SAME_TEACHER_ANYWHERE = {
     *("dataset", "data_dir", "device", "runs_dir", "fast", "compile", "amp", "cuda_graph", "name", "resume", "config"),
-    "average",
+    *("average", "overwrite", "import_", "tracker", "seeds"),
 }
 """Settings that do not make another teacher: where it was trained, on which data, whose contents count, and what is
 only recorded beside it."""
@@ -85,8 +86,9 @@ def find_teacher(config: RunConfig, dataset: Dataset) -> TeacherSource:
         UserError: there is no such teacher.
     """
     name = config.distils_from
-    if name not in TEACHERS:
-        for path in (Path(name).expanduser(), Path(config.runs_dir).expanduser() / name):
+    if not is_teacher(name):
+        runs = Path(config.runs_dir).expanduser()
+        for path in (Path(name).expanduser(), runs / name, runs / Path(name).name):  # the last: the runs were moved
             if path.exists():
                 unused = sorted({"teacher_epochs", "teacher_settings"} & config.said)
                 return TeacherSource(
@@ -151,7 +153,8 @@ def load_teacher(path: Path, dataset: Dataset) -> Teacher:
 def _identity(config: RunConfig, dataset: dict[str, Any]) -> dict[str, Any]:
     """What makes a teacher this one: its settings but for those of the machine, and its training images."""
     settings = {name: value for name, value in asdict(config).items() if name not in _SAME_TEACHER_ANYWHERE}
-    return settings | {"data": dataset["train"]}
+    code = code_of(config.network)
+    return settings | {"data": dataset["train"]} | ({} if code is None else {"code": code})
 
 
 def _differing(folder: Path, prefix: str, identity: dict[str, Any]) -> tuple[str, ...]:

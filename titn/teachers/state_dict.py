@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,17 +10,22 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
+from timm.models import clean_state_dict
 from torch import Tensor
 
 from titn.errors import UserError
 
 _SHOWN = 3
+_INSIDE = ("state_dict", "model", "model_state_dict", "state_dict_ema", "model_ema")
+"""Where training programs keep the weights in their checkpoints."""
 
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:
     """All tensors of a .safetensors file or a file of `torch.save`, on the CPU.
 
-    The latter is read with weights_only=True: a pickle of anything but tensors is refused, never executed.
+    The latter is read with weights_only=True: a pickle of anything but tensors, plain values and argparse's namespaces
+    is refused, never executed. A checkpoint that keeps the state dict under `state_dict` or `model` beside other things
+    is understood; the prefixes of DataParallel and torch.compile (`module.`, `_orig_mod.`) are taken off.
 
     Raises:
         UserError: the file is missing or damaged, or holds no state dict.
@@ -28,9 +34,12 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     try:
         with path.open("rb") as file:
             if path.suffix == ".safetensors":
-                return load_file(path)
+                return dict(clean_state_dict(load_file(path)))
             try:
-                with warnings.catch_warnings(action="ignore"):  # torch warns of pickles that it then refuses
+                with (
+                    warnings.catch_warnings(action="ignore"),  # torch warns of pickles that it then refuses
+                    torch.serialization.safe_globals([argparse.Namespace]),
+                ):
                     weights = torch.load(file, map_location="cpu", weights_only=True)
             except Exception as error:  # damaged archives and foreign pickles raise many types
                 raise UserError(f"{path} is no state dict or is damaged ({type(error).__name__}); {advice}") from None
@@ -38,12 +47,15 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from None
     except SafetensorError as error:
         raise UserError(f"{path} is no safetensors file or is damaged ({error}); fetch it again") from None
+    if isinstance(weights, dict):
+        inside = (weights[name] for name in _INSIDE if isinstance(weights.get(name), dict))
+        weights = next(inside, weights)
     if not isinstance(weights, dict) or not weights:
         raise UserError(f"{path} is no state dict (it holds a {type(weights).__name__}); {advice}")
     for key, tensor in weights.items():
         if not isinstance(key, str) or not isinstance(tensor, Tensor):
             raise UserError(f"{path} is no state dict ({key!r} is a {type(tensor).__name__}); {advice}")
-    return dict(weights)
+    return dict(clean_state_dict(weights))
 
 
 def check_fit(weights: Mapping[str, Tensor], own: Mapping[str, Tensor], name: str, path: Path) -> None:

@@ -89,6 +89,13 @@ def folders(root: Path) -> list[Path]:
     return [path for _, _, path in sorted(found)]
 
 
+def of_run(folder: Path) -> Path | None:
+    """The folder, if it is a checkpoint among those of a run."""
+    run = folder.parent.parent
+    found = folder.parent.name == "checkpoints" and (run / "config.yaml").is_file() and _NAME.fullmatch(folder.name)
+    return folder if found and (folder / _MANIFEST).is_file() else None
+
+
 def newest(root: Path) -> Path | None:
     """The latest checkpoint under `root`, if there is one."""
     found = folders(root)

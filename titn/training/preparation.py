@@ -2,22 +2,34 @@
 
 from __future__ import annotations
 
+import difflib
+import math
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from rich.console import Console
 from rich.text import Text
-from torch import nn
+from torch import Tensor, nn
 
 from titn.config import Config, RunConfig
 from titn.data.dataset import Dataset, explain_difference, load_dataset, validation_split
-from titn.errors import UserError
+from titn.data.splits import listing
+from titn.errors import UserError, count
+from titn.kernels.inner_block.op import LARGEST_LENGTH
+from titn.kernels.short_attention.op import MAX_TOKENS
+from titn.models.tnt import TransformerInTransformer
+from titn.own_parts import load_parts
 from titn.pipelines import Augmentation, DaliPipeline
+from titn.pipelines.policies import POLICIES
 from titn.settings import AugmentationSettings, ScheduleSettings, flag
+from titn.teachers.architectures import is_teacher
 from titn.teachers.find import TeacherSource
+from titn.training import checkpoint
 from titn.training.average import WeightAverage
 from titn.training.captured import CapturedStep, take_kernels
 from titn.training.optimizers import build_optimizer, check_optimizer
@@ -27,8 +39,20 @@ from titn.training.step import TrainStep, compile_network, distillation_objectiv
 from titn.training.switches import Switches, select
 from titn.training.teacher_cache import REFILL
 
-MAY_CHANGE = {"resume", "runs_dir", "device", "data_dir", "lr", "amp", "teacher_cache"}
-"""Settings that may be given with --resume."""
+MAY_CHANGE = {
+    "resume",
+    "runs_dir",
+    "device",
+    "data_dir",
+    "lr",
+    "amp",
+    "teacher_cache",
+    "epochs",
+    "patience",
+    "import_",
+    "tracker",
+}
+"""Settings that may be given with --resume, `epochs` only if they are more."""
 
 TRAINING_SETTINGS = {*ScheduleSettings.__annotations__, *AugmentationSettings.__annotations__} - {"epochs"}
 """Settings that a teacher has of its own."""
@@ -52,26 +76,33 @@ def use_device(device: torch.device) -> None:
         torch.backends.cudnn.allow_tf32 = False
 
 
-def open_run(config: Config) -> tuple[Config, Run | None]:
-    """The configuration to train with, and the run folder if an earlier run is to be continued.
+def open_run(config: Config) -> tuple[Config, Run | None, Path | None]:
+    """The configuration to train with, and if an earlier run is to be continued, its folder and perhaps the checkpoint.
 
     Raises:
         UserError: the run to continue is missing or of the other kind, or settings are given that it has already.
     """
+    load_parts(config.import_)
     if config.resume is None:
-        return config, None
-    run = Run.find(config.resume, config.runs_dir)
+        return config, None, None
+    start = checkpoint.of_run(Path(config.resume).expanduser())
+    run = Run(start.parent.parent) if start else Run.find(config.resume, config.runs_dir)
     stored = run.config(config.data_dir if "data_dir" in config.said else None)
     if not isinstance(stored, type(config)):
         raise UserError(
             f"{run.folder} is a run of {stored.program}: {stored.program} --resume {run.folder} continues it"
         )
+    load_parts(stored.import_ if config.import_ is None else config.import_)
     for name in sorted(config.said - MAY_CHANGE):
         has = getattr(stored, name)
         if getattr(config, name) not in (None, "auto", has):
             raise UserError(f"--resume goes on with the run's own configuration ({has}): drop {flag(name)}")
     changes = {name: getattr(config, name) for name in config.said & MAY_CHANGE - {"resume", "runs_dir", "data_dir"}}
-    return stored.changed(**changes, runs_dir=str(run.folder.parent)), run
+    if "epochs" in changes and config.epochs < stored.epochs:
+        raise UserError(f"--resume may add epochs to the run's {stored.epochs}, not take any: drop --epochs")
+    if "epochs" in changes and is_teacher(stored.distils_from):  # which has as many epochs as its student once had
+        changes["teacher_epochs"] = stored.teacher_training().epochs
+    return stored.changed(**changes, runs_dir=str(run.folder.parent)), run, start
 
 
 def prepare(config: RunConfig, dataset: Dataset | None) -> tuple[Switches, Dataset]:
@@ -144,8 +175,7 @@ def announce(
     lines = [
         f"{dataset.name}: {_counts(dataset)} images, {dataset.num_classes} classes, "
         f"{dataset.channels}x{dataset.image_size}x{dataset.image_size}",
-        f"{schedule.epochs} epoch{'s' * (schedule.epochs > 1)}, batch size {schedule.batch_size}, "
-        f"learning rate {schedule.peak:.3g}",
+        f"{count(schedule.epochs, 'epoch')}, batch size {schedule.batch_size}, learning rate {schedule.peak:.3g}",
     ]
     if config.batch_size != "auto" and config.batch_size > schedule.batch_size:
         lines.append(f"--batch-size {config.batch_size} is more than all training images: {schedule.batch_size} it is")
@@ -197,6 +227,8 @@ def check_fit(
             if config.accumulate == 1
             else f"{config.network} normalises over the batch: --accumulate {config.accumulate} leaves it one image"
         )
+    if switches.kernels != "torch" and isinstance(module, TransformerInTransformer):
+        _check_kernels(config, module)
     if source is None:
         return
     if config.distillation_term["kind"] == "standardized" and dataset.num_classes < 3:
@@ -206,6 +238,19 @@ def check_fit(
         )
     if source.to_train and config.stored_answers == "only":
         raise UserError(f"--teacher-cache only: the teacher {source.path} is still to be trained; {REFILL} first")
+
+
+def _check_kernels(config: RunConfig, module: TransformerInTransformer) -> None:
+    """Raise UserError where patches or pixels that were asked for are more than the fused operations take."""
+    for name, found, what, most in (
+        ("pixel_size", module.sizes.num_pixels, "pixels of a patch", LARGEST_LENGTH),
+        ("patch_size", module.num_tokens, "tokens of an image", MAX_TOKENS),
+    ):
+        if config.said & {"patch_size", "pixel_size"} and found > most:
+            raise UserError(
+                f"{found} {what} are more than the fused operations take, {most}: choose another {flag(name)}, or "
+                "--kernels torch"
+            )
 
 
 def check_room(config: RunConfig, module: nn.Module) -> None:
@@ -237,7 +282,13 @@ def check_same_data(run: Run, dataset: Dataset) -> None:
 
 
 def augmentation_of(config: RunConfig, batch_size: int) -> Augmentation:
-    """The augmentation that the configuration describes; the paper's CutMix needs to know the batch."""
+    """The augmentation that the configuration describes; the paper's CutMix needs to know the batch.
+
+    Raises:
+        UserError: no such policy is registered.
+    """
+    if config.augmentation not in ("none", *POLICIES):
+        raise UserError(f"--augmentation {config.augmentation} is not registered by {config.import_}")
     return Augmentation(
         crop_padding=config.crop_padding,
         flip=config.flip,
@@ -251,8 +302,48 @@ def augmentation_of(config: RunConfig, batch_size: int) -> Augmentation:
     )
 
 
+def class_weights(asked: str, labels: np.ndarray, class_names: Sequence[str]) -> Tensor | None:
+    """Weight of each class in the cross-entropy, float32 [K]; None where all are 1.
+
+    "balanced" is inverse to the number of training images, so that the mean over these is 1. Weights that are given are
+    taken as they are.
+
+    Raises:
+        UserError: no such class, or a weight is no number of at least 0.
+    """
+    if asked == "none":
+        return None
+    counts = np.bincount(labels, minlength=len(class_names))
+    if asked == "balanced":
+        present = counts > 0
+        found = np.where(present, len(labels) / (present.sum() * np.maximum(counts, 1)), 0.0)
+        return torch.from_numpy(found.astype(np.float32))
+    weights = torch.ones(len(class_names))
+    for pair in asked.split(","):
+        name, equals, value = pair.strip().rpartition("=")
+        if not equals:
+            raise UserError(f"--class-weights takes none, balanced or NAME=WEIGHT,..., not {asked!r}")
+        if name not in class_names:
+            close = difflib.get_close_matches(name, class_names, 1)
+            hint = f"did you mean {close[0]}?" if close else f"there are {listing(class_names)}"
+            raise UserError(f"--class-weights: there is no class {name!r}; {hint}")
+        try:
+            weights[list(class_names).index(name)] = weight = float(value)
+        except ValueError:
+            weight = math.nan
+        if not 0 <= weight < math.inf:
+            raise UserError(f"--class-weights {name}={value}: a weight is a number of at least 0")
+    return weights
+
+
 def build_step(
-    config: RunConfig, switches: Switches, schedule: Schedule, module: nn.Module, *, distils: bool
+    config: RunConfig,
+    switches: Switches,
+    schedule: Schedule,
+    module: nn.Module,
+    *,
+    distils: bool,
+    class_weights: Tensor | None = None,
 ) -> TrainStep:
     """The training step of `config`; `module` goes to the device and is compiled as the switches say."""
     module.to(switches.device)
@@ -270,7 +361,11 @@ def build_step(
     if switches.captured:
         take_kernels(module)
     term: dict[str, Any] = config.distillation_term if distils else {"kind": "none"}
-    objective = distillation_objective(**term, label_smoothing=config.label_smoothing, backend=switches.kernels)
+    if class_weights is not None:
+        class_weights = class_weights.to(switches.device)
+    objective = distillation_objective(
+        **term, label_smoothing=config.label_smoothing, class_weights=class_weights, backend=switches.kernels
+    )
     scaler = torch.amp.GradScaler(switches.device.type, enabled=switches.amp is torch.float16)
     return (CapturedStep if switches.captured else TrainStep)(
         module,

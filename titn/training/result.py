@@ -73,10 +73,11 @@ def result_of(trainer: Trainer, logits: Tensor, switches: Switches, macs: int, t
     rate = progress.timed_images / max(progress.timed_seconds, 1e-9)
     ahead = sum(line.get("teacher_seconds") or 0.0 for line in lines)
     images = trainer.steps_done * schedule.batch_size
+    scores = classification_metrics(logits, torch.from_numpy(dataset.test_labels))
     return Result(
         run=str(run.folder),
-        **classification_metrics(logits, torch.from_numpy(dataset.test_labels)),
-        best_top1=progress.best_top1,
+        **scores,
+        best_top1=progress.best_top1 if progress.best_epoch else scores["top1"],
         best_epoch=progress.best_epoch,
         best_test_top1=trainer.score_best(),
         average_top1=lines[-1].get("test_top1_average"),
@@ -94,7 +95,7 @@ def result_of(trainer: Trainer, logits: Tensor, switches: Switches, macs: int, t
         batch_size=schedule.batch_size,
         seed=trainer.seed,
         images_per_second=rate,
-        images_per_second_filled=images / (images / max(rate, 1e-9) + ahead),
+        images_per_second_filled=images / max(images / max(rate, 1e-9) + ahead, 1e-9),
         teacher_seconds=ahead if teacher else None,
         wall_seconds=progress.wall_seconds,
         amp=str(switches.amp).removeprefix("torch.") if switches.amp else "off",

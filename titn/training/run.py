@@ -1,4 +1,4 @@
-"""The run folder: configuration, data set, metrics, checkpoints, TensorBoard events and the result.
+"""The run folder: configuration, data set, metrics, checkpoints and the result.
 
 No path in it decides whether it can be read: a folder that was moved or copied is the same run.
 """
@@ -10,23 +10,27 @@ import fcntl
 import itertools
 import json
 import re
+import secrets
+import shlex
 import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Self
+from typing import IO, Any, Self
 
-from titn.config import RunConfig, stored_config, to_yaml
+from rich.console import Console
+from rich.text import Text
+
+from titn.config import Config, RunConfig, stored_config, to_yaml
 from titn.data.dataset import DATASETS
 from titn.errors import UserError
 from titn.files import folder_atomic, read_json, write_atomic
+from titn.own_parts import own_dataset
+from titn.teachers.architectures import is_teacher
 from titn.training import checkpoint
 
-if TYPE_CHECKING:
-    from torch.utils.tensorboard import SummaryWriter
-
-_CONFIG, _DATASET, _METRICS, _HISTORY, _RESULT = (
-    "config.yaml", "dataset.json", "metrics.jsonl", "history.jsonl", "result.json",
+_CONFIG, _DATASET, _METRICS, _HISTORY, _RESULT, _PARTS = (
+    "config.yaml", "dataset.json", "metrics.jsonl", "history.jsonl", "result.json", "own_parts.py",
 )  # fmt: skip
 
 
@@ -41,16 +45,15 @@ class Run:
         self.folder = folder
         self.checkpoints = folder / "checkpoints"
         self._lock: IO[str] | None = None
-        self._events: SummaryWriter | None = None
 
     @classmethod
-    def create(cls, config: RunConfig, dataset: dict[str, Any], name: str | None = None) -> Run:
+    def create(cls, config: RunConfig, dataset: dict[str, Any]) -> Run:
         """Make a new run folder with the configuration and the data set's identity in it.
 
         Args:
-            config: where the run is to lie and, unless a name was generated, what it is called.
+            config: where the run is to lie and what it is called, by default data set, network and time; with
+                `overwrite` a run of that name is removed.
             dataset: see `Dataset.identity`.
-            name: of a run whose configuration names none; by default data set, network and time.
 
         Raises:
             RunInUse: the name is taken.
@@ -60,11 +63,15 @@ class Run:
         if root.exists() and not root.is_dir():
             raise UserError(f"--runs-dir {config.runs_dir} is not a folder")
         root.mkdir(parents=True, exist_ok=True)
-        given = config.name or name
+        given = config.name
+        if given and config.overwrite:
+            _remove(root / given)
         for chosen in [given] if given else _default_names(config):
             try:
                 with folder_atomic(root / chosen) as folder:
                     (folder / _CONFIG).write_text(to_yaml(config.changed(name=chosen, **_placed(config))), "utf-8")
+                    if config.import_ is not None and Path(config.import_).expanduser().is_file():
+                        shutil.copyfile(Path(config.import_).expanduser(), folder / _PARTS)
                     (folder / _DATASET).write_text(json.dumps(dataset, indent=1) + "\n")
             except OSError as error:
                 if error.errno not in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR):
@@ -124,12 +131,10 @@ class Run:
             shutil.rmtree(leftover) if leftover.is_dir() and not leftover.is_symlink() else leftover.unlink()
 
     def close(self) -> None:
-        """Release the lock and flush TensorBoard events."""
-        if self._events is not None:
-            self._events.close()
+        """Release the lock."""
         if self._lock is not None:
             self._lock.close()
-        self._events = self._lock = None
+        self._lock = None
 
     def config(self, data_dir: str | None = None) -> RunConfig:
         """The configuration the run was created with, of a student or of a teacher.
@@ -143,7 +148,7 @@ class Run:
         config = stored_config(self.folder / _CONFIG)
         if data_dir is None:
             return config
-        if config.dataset in DATASETS:
+        if config.dataset in DATASETS or own_dataset(config.dataset) is not None:
             return config.changed(data_dir=data_dir)
         inside = Path(data_dir).expanduser() / Path(config.dataset).name
         return config.changed(data_dir=data_dir, dataset=str(inside if inside.is_dir() else data_dir))
@@ -151,6 +156,19 @@ class Run:
     def reconfigure(self, config: RunConfig) -> None:
         """Store a changed configuration."""
         write_atomic(self.folder / _CONFIG, to_yaml(config))
+
+    def reopen(self) -> None:
+        """Take back that the run is finished: it goes on."""
+        (self.folder / _RESULT).unlink(missing_ok=True)
+
+    def set_aside_after(self, start: Path) -> list[str]:
+        """Let `start` be the newest checkpoint; the names of the later ones, which are renamed and no longer read."""
+        found = checkpoint.folders(self.checkpoints)
+        later = found[found.index(self.checkpoints / start.name) + 1 :]
+        for folder in later:
+            names = (f"{folder.name}.aside{number}" for number in itertools.count(1))
+            folder.rename(next(path for name in names if not (path := folder.with_name(name)).exists()))
+        return [folder.name for folder in later]
 
     def dataset(self) -> dict[str, Any]:
         """Identity of the data set the run was created with.
@@ -179,15 +197,8 @@ class Run:
         write_atomic(self.folder / _METRICS, "".join(json.dumps(line) + "\n" for line in kept))
 
     def log(self, line: dict[str, Any]) -> None:
-        """Append one epoch to metrics.jsonl and to the TensorBoard events."""
+        """Append one epoch to metrics.jsonl."""
         self._append(_METRICS, line)
-        if self._events is None:
-            from torch.utils.tensorboard import SummaryWriter
-
-            self._events = SummaryWriter(str(self.folder / "tensorboard"), purge_step=line["epoch"])
-        for name, value in line.items():
-            if name != "epoch" and value is not None:
-                self._events.add_scalar(name, value, line["epoch"])
 
     def result(self) -> dict[str, Any] | None:
         """result.json of a finished run.
@@ -228,15 +239,53 @@ class Run:
 def _taken(folder: Path, program: str) -> str:
     """What to say where `folder` exists already."""
     if (folder / _CONFIG).is_file():
-        return f"{folder} exists already: continue it with {program} --resume '{folder}' or choose another --name"
+        return (
+            f"{folder} exists already: continue it with {program} --resume '{folder}', replace it with --overwrite or "
+            "choose another --name"
+        )
     return f"{folder} exists already and is no run; choose another --name"
 
 
+def _remove(folder: Path) -> None:
+    """Remove a run that nobody uses; where there is none, nothing is done.
+
+    Raises:
+        RunInUse: another process holds it.
+        UserError: it is no run.
+    """
+    if not folder.exists():
+        return
+    if not (folder / _CONFIG).is_file():
+        raise UserError(f"--overwrite: {folder} is no run and is left as it is; choose another --name")
+    with Run(folder):
+        doomed = folder.with_name(f".{folder.name}.removed-{secrets.token_hex(4)}")
+        folder.rename(doomed)
+        shutil.rmtree(doomed)
+
+
+def free_name(config: Config, console: Console) -> Config:
+    """The configuration; with a numbered name where a run of that name was begun and not finished, which is said."""
+    if config.name is None or config.resume is not None or config.overwrite:
+        return config
+    root = Path(config.runs_dir).expanduser()
+    run = Run(root / config.name)
+    if not (run.folder / _CONFIG).is_file() or run.result() is not None:
+        return config
+    name = next(name for number in itertools.count(2) if not (root / (name := f"{config.name}-{number}")).exists())
+    again = f"{config.program} --resume {shlex.quote(str(run.folder))}"
+    console.print(Text(f"{run.folder} is not finished ({again} continues it): this run is {name}"), soft_wrap=True)
+    return config.changed(name=name)
+
+
 def _placed(config: RunConfig) -> dict[str, Any]:
-    """Paths of the data that mean the same in any working directory."""
+    """Paths that mean the same in any working directory."""
     placed = {"data_dir": str(Path(config.data_dir).expanduser().absolute())}
     if config.dataset not in DATASETS and Path(config.dataset).expanduser().is_dir():
         placed["dataset"] = str(Path(config.dataset).expanduser().absolute())
+    for name in ("teacher", "init", "import_"):
+        given = getattr(config, name)
+        if given is not None and not is_teacher(given) and Path(given).expanduser().exists():
+            placed[name] = str(Path(given).expanduser().absolute())
     return placed
 
 
@@ -248,7 +297,12 @@ def plain_name(*words: str) -> str:
 
 def _default_names(config: RunConfig) -> Iterator[str]:
     """Data set, network and time, then the same with a number behind it."""
-    dataset = config.dataset if config.dataset in DATASETS else Path(config.dataset).expanduser().resolve().name
-    name = plain_name(dataset, config.network, time.strftime("%Y%m%d-%H%M%S"))
+    name = default_name(config)
     yield name
     yield from (f"{name}-{number}" for number in itertools.count(2))
+
+
+def default_name(config: RunConfig) -> str:
+    """Data set, network and time."""
+    dataset = config.dataset if config.dataset in DATASETS else Path(config.dataset).expanduser().resolve().name
+    return plain_name(dataset, config.network, time.strftime("%Y%m%d-%H%M%S"))

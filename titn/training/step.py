@@ -11,6 +11,7 @@ from dataclasses import fields
 from typing import Literal, Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from titn.kernels import loss_and_sums
@@ -40,6 +41,7 @@ def distillation_objective(
     temperature: float = 1.0,
     beta: float = 8.0,
     label_smoothing: float = 0.0,
+    class_weights: Tensor | None = None,
     backend: str = "torch",
 ) -> Objective:
     """The paper's loss (arXiv 2502.16762, section 3) as an `Objective`; "none" is cross-entropy under CutMix or MixUp.
@@ -50,13 +52,15 @@ def distillation_objective(
         temperature: of every kind but "hard".
         beta: of "decoupled".
         label_smoothing: of the cross-entropy with the labels.
+        class_weights: of each class in that cross-entropy, float32 [K] on the device; with them it is PyTorch's own,
+            and only the teacher's term is fused.
         backend: of `titn.kernels.loss_and_sums`.
     """
 
     def objective(
         batch: Batch, class_logits: Tensor, distillation_logits: Tensor | None, targets: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        return loss_and_sums(
+        loss, sums = loss_and_sums(
             class_logits,
             distillation_logits,
             batch.labels_a,
@@ -64,14 +68,29 @@ def distillation_objective(
             batch.lam,
             targets,
             kind=kind,
-            weight=weight,
+            weight=weight if class_weights is None else 1.0,
             temperature=temperature,
             beta=beta,
             label_smoothing=label_smoothing,
             backend=backend,
         )
+        if class_weights is None:
+            return loss, sums
+        labels = _weighted_cross_entropy(batch, class_logits, class_weights, label_smoothing)
+        loss = labels if kind == "none" else (1 - weight) * labels + weight * loss
+        return loss, torch.cat((loss.detach().double().view(1) * len(batch.lam), sums[1:]))
 
     return objective
+
+
+def _weighted_cross_entropy(batch: Batch, logits: Tensor, weights: Tensor, smoothing: float) -> Tensor:
+    """Mean over the batch of lam w_a CE(a) + (1 - lam) w_b CE(b), from logits [B, K] and weights [K]."""
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    parts = (
+        share * weights[labels] * F.cross_entropy(logits, labels, reduction="none", label_smoothing=smoothing)
+        for labels, share in ((batch.labels_a, batch.lam), (batch.labels_b, 1 - batch.lam))
+    )
+    return sum(parts, torch.zeros_like(batch.lam)).mean()
 
 
 class TrainStep:

@@ -21,6 +21,7 @@ from titn.errors import UserError
 from titn.kernels.common.backend import BackendUnavailable, installed, triton_reasons
 from titn.kernels.common.native import native_reasons
 from titn.kernels.common.native import path as native_path
+from titn.own_parts import own_network
 from titn.pipelines.make import BACKENDS, Backend, choose_backend
 
 if TYPE_CHECKING:
@@ -198,6 +199,8 @@ def capture_reasons(config: RunConfig, device: torch.device, amp: torch.dtype | 
     reasons = []
     if config.compile == "on":
         reasons.append("--compile on")
+    if own_network(config.network) is not None or config.network.startswith("timm:"):
+        reasons.append(f"{config.network} is not of this project")
     if not kernels.on:
         reasons.append("without Triton kernels torch.compile fuses more")
     elif amp is None and config.fused_kernels != "triton":

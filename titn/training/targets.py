@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from titn.config import RunConfig
 from titn.data.dataset import Dataset
-from titn.errors import UserError
+from titn.errors import UserError, count
 from titn.pipelines import Batch, EpochPlan, Pipeline
 from titn.provenance import source_commit
 from titn.teachers.answers import Agreement, TeacherAnswers
@@ -126,7 +126,7 @@ class CachedTeacher:
 
     def summary(self) -> str:
         """How many epochs were read and filled, in words."""
-        words = f"Teacher cache: {self._read} epochs read"
+        words = f"Teacher cache: {count(self._read, 'epoch')} read"
         if self.filler is not None and self.filler.epochs:
             words += f", {self.filler.epochs} filled in {self.filler.seconds:.0f} s"
         return words

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import shlex
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from typing import Any
@@ -20,13 +20,13 @@ from rich.text import Text
 from torch import Tensor, nn
 
 from titn.data.dataset import Dataset
-from titn.data.splits import SPLIT_TITLES
 from titn.errors import Interrupted, UserError
 from titn.metrics import classification_metrics
 from titn.network import NetworkSpec, load_network
 from titn.pipelines import Augmentation, EpochPlan, ImageFiles, Pipeline, TorchPipeline
 from titn.pipelines.image_files import Images
 from titn.training import checkpoint
+from titn.training.callbacks import Callback
 from titn.training.captured import CapturedStep
 from titn.training.checkpoint import Progress
 from titn.training.evaluation import CapturedForward
@@ -35,6 +35,9 @@ from titn.training.run import Run
 from titn.training.schedule import Schedule
 from titn.training.step import TrainStep
 from titn.training.targets import TeacherTargets
+
+_BESIDE_NAME = 70
+"""Columns of the line of progress besides the name: epoch, loss, accuracy, rate, a bar, steps and the time left."""
 
 
 class Trainer:
@@ -53,6 +56,8 @@ class Trainer:
         eval_every: epochs from one evaluation to the next; the last epoch is always evaluated. A validation split is
             scored each time, the test images then at the end only.
         patience: evaluations without a better accuracy on the validation split after which training ends; None: never.
+        callbacks: told of every step and epoch.
+        compiles: whether the first step compiles the network, to be said.
         pipeline: makes the batches of the training images.
         console: where progress goes.
         program: the command that resumes the run, for messages.
@@ -75,7 +80,11 @@ class Trainer:
         plan_epoch: Callable[[int], int] = lambda epoch: epoch,
         eval_every: int = 1,
         patience: int | None = None,
+        callbacks: Sequence[Callback] = (),
+        compiles: bool = False,
     ) -> None:
+        self.compiles = compiles
+        self.callbacks = callbacks
         self.plan_epoch, self.eval_every, self.patience = plan_epoch, eval_every, patience
         self.run, self.step, self.schedule, self.dataset = run, step, schedule, dataset
         self.augmentation, self.seed, self.spec, self.targets = augmentation, seed, spec, targets
@@ -120,13 +129,16 @@ class Trainer:
         )  # fmt: skip
         bar_below = ProgressBar(*columns, console=self.console, expand=True, transient=True)
         with StopRequest() as stop, self._checkpoints, bar_below as bar:
-            task = bar.add_task(self.spec.name, total=self.schedule.total_steps, completed=self.steps_done)
-            while not self._ended:
+            if not self.schedule.epochs:
+                self._save()
+            first = f"{self._name}  first step" + ("  compiles" if self.compiles else "")
+            task = bar.add_task(first, total=self.schedule.total_steps, completed=self.steps_done)
+            while not self.ended:
                 rate = self._train_epoch(
                     stop, lambda text: bar.update(task, completed=self.steps_done, description=text)
                 )
                 self._end_epoch(rate)
-                if stop.received and not self._ended:
+                if stop.received and not self.ended:
                     raise self._interrupted(stop.received, f"after epoch {self.progress.epoch}")
         if self.progress.epoch < self.schedule.epochs:
             best = f"the best epoch is {self.progress.best_epoch}"
@@ -142,12 +154,14 @@ class Trainer:
         if not self.dataset.validates or not self.progress.best_epoch:
             return None
         folder = self.run.checkpoints / Progress(self.progress.best_epoch).folder
+        if not folder.is_dir():  # the run went on from an earlier checkpoint than those of the epochs since
+            return None
         module = load_network(folder / checkpoint.MODEL)[0].to(self.device)
         logits = test_logits(module, self.dataset, self.device)
         return classification_metrics(logits, torch.from_numpy(self.dataset.test_labels))["top1"]
 
     @property
-    def _ended(self) -> bool:
+    def ended(self) -> bool:
         """Whether the last epoch is over, or patience."""
         patient = self.patience is None or self._waited < self.patience
         return self.progress.epoch >= self.schedule.epochs or not patient
@@ -156,6 +170,13 @@ class Trainer:
     def _averaged(self) -> nn.Module | None:
         """The module with the averaged weights, if there is one."""
         return None if self.step.average is None else self.step.average.module
+
+    @property
+    def _name(self) -> str:
+        """The network's, as far as it fits beside counter, rate and time left."""
+        room = max(4, self.console.width - _BESIDE_NAME)
+        name = self.spec.name.removeprefix("timm:")
+        return name if len(name) <= room else f"{name[: room - 1]}~"
 
     @property
     def steps_done(self) -> int:
@@ -188,8 +209,11 @@ class Trainer:
         clock = _Clock(progress.epoch_images)
         for batch in self.pipeline.epoch(plan, batch_size, first_step=progress.step):
             targets = None if self.targets is None else self.targets(batch)
-            sums += self.step(batch, targets, schedule.rate(self.steps_done))
+            of_step = self.step(batch, targets, schedule.rate(self.steps_done))
+            sums += of_step
             progress.step += 1
+            for callback in self.callbacks:
+                callback.on_step(self.steps_done, batch, of_step)
             progress.epoch_images += len(batch.ids)
             last = progress.step == schedule.steps
             if progress.step % show_every == 0 or last or stop.received:
@@ -200,7 +224,7 @@ class Trainer:
                     raise UserError(self._not_finite("the loss"))
                 rate = clock.lap(progress.epoch_images)
                 show(
-                    f"{self.spec.name}  epoch {progress.epoch + 1}/{schedule.epochs}  loss {loss:.3f}  "
+                    f"{self._name}  epoch {progress.epoch + 1}/{schedule.epochs}  loss {loss:.3f}  "
                     f"top-1 {top1:.1%}  {rate:,.0f}/s"
                 )
             if stop.received and not last:
@@ -213,7 +237,7 @@ class Trainer:
     def _answered(self, images: int, stop: StopRequest, show: Callable[[str], None]) -> None:
         """The teacher has answered so many images of the epoch ahead of its steps."""
         epoch = self.progress.epoch + 1
-        show(f"{self.spec.name}  epoch {epoch}/{self.schedule.epochs}  teacher {images:,}/{self.pipeline.size:,}")
+        show(f"{self._name}  epoch {epoch}/{self.schedule.epochs}  teacher {images:,}/{self.pipeline.size:,}")
         if stop.received:
             self._save()
             raise self._interrupted(stop.received, f"while the teacher answered epoch {epoch}")
@@ -270,6 +294,8 @@ class Trainer:
         self.run.log(line)
         progress.epoch, progress.step, progress.epoch_images, progress.epoch_sums = epoch, 0, 0, [0.0, 0.0, 0.0]
         self._save()
+        for callback in self.callbacks:
+            callback.on_epoch(dict(line))
         left = line["seconds"] / epoch * (self.schedule.epochs - epoch)
         text = (
             f"epoch {epoch}/{self.schedule.epochs}  loss {loss:.4f}  train {top1:.1%}  {words}"
@@ -294,7 +320,7 @@ class Trainer:
             f"{kind}_top1": found["top1"],
             f"{kind}_top5": found["top5"],
         }
-        words = f"{SPLIT_TITLES[kind]} {found['top1']:.2%}  "
+        words = f"{kind} {found['top1']:.2%}  "
         if self._averaged is not None:
             answers = self._answers(self._averaged, images, labels)
             line[f"{kind}_top1_average"] = classification_metrics(answers, truth)["top1"]
@@ -323,10 +349,12 @@ class Trainer:
         self._checkpoints.wait()
         newest = checkpoint.newest(self.run.checkpoints)
         start = f"from its last good checkpoint, {newest.name}" if newest else "from the start"
+        earlier = checkpoint.folders(self.run.checkpoints)[:-1]
+        or_earlier = f"or from an earlier one, --resume {shlex.quote(str(earlier[0]))}; " if earlier else ""
         return (
             f"{what} is no longer finite in epoch {self.progress.epoch + 1}, step {self.progress.step}; go on {start}, "
-            f"at a lower rate: {self.resume_command} --lr {self.schedule.peak / 3:.2g} (a new run may also have more "
-            "--warmup-epochs or --amp off)"
+            f"at a lower rate: {self.resume_command} --lr {self.schedule.peak / 3:.2g} ({or_earlier}a new run may also "
+            "have more --warmup-epochs or --amp off)"
         )
 
 

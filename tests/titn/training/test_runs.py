@@ -131,9 +131,9 @@ def test_names_of_folders_are_shown_and_made_into_names_of_runs(photos: Path, tm
 @pytest.mark.parametrize("front", ["python", "yaml"])
 def test_resume_refuses_other_settings_wherever_they_are_said(front: str, tmp_path: Path) -> None:
     result = train(SMALL.changed(runs_dir=tmp_path), console=QUIET)
-    (tmp_path / "more.yaml").write_text("epochs: 5\n")
-    said = {"epochs": 5} if front == "python" else {"config": tmp_path / "more.yaml"}
-    with pytest.raises(UserError, match="drop --epochs"):
+    (tmp_path / "more.yaml").write_text("depth: 5\n")
+    said: dict[str, Any] = {"depth": 5} if front == "python" else {"config": tmp_path / "more.yaml"}
+    with pytest.raises(UserError, match="drop --depth"):
         train(TrainConfig(resume=result.run, **said), console=QUIET)
 
 
