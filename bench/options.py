@@ -98,7 +98,7 @@ def parser(name: str, doc: str | None, *, rounds: int | None = None) -> OneLineP
 
 
 def start(
-    options: OneLineParser, argv: Sequence[str] | None, *, seed: int = 0, interpret: bool = False
+    options: OneLineParser, argv: Sequence[str] | None, *, seed: int = 0, interpret: bool = False, timed: bool = True
 ) -> tuple[argparse.Namespace, Setting]:
     """The parsed options and what follows from them; float32 means float32 from here on, never TF32.
 
@@ -108,6 +108,7 @@ def start(
         seed: of everything drawn.
         interpret: a dry run on a CPU runs Triton's kernels in Triton's interpreter; the process is started again for
             that, since Triton reads TRITON_INTERPRET when it is first imported.
+        timed: whether times are measured; without, `interpret` is for every run on a CPU.
 
     Raises:
         UserError: one line, for an unknown option, a number out of range or a device that is not there.
@@ -120,7 +121,7 @@ def start(
             if isinstance(each, float) and not each > 0:
                 raise UserError(f"--{name.replace('_', '-')} must be above 0, not {each:g}")
     device = select_device("cpu" if given.dry_run and given.device == "auto" else given.device)
-    interpretable = given.dry_run and device.type == "cpu"
+    interpretable = (given.dry_run or not timed) and device.type == "cpu"
     if interpreting() and not interpretable:
         raise UserError("TRITON_INTERPRET=1 is set; unset it, or use --dry-run")
     if interpret and interpretable and not interpreting() and installed("triton"):

@@ -174,6 +174,8 @@ def parity(data: Row) -> list[Block]:
         *((pair, functools.partial(_apart, pair)) for pair in pairs),
     ]
     title = f"{data['images']:,} images of {data['dataset']}"
+    if count := data.get("interpreted"):
+        title += f"; of triton {count:,} of them, in Triton's interpreter"
     left = (("titn " + name, why) for name, why in data["reasons"].items())
     return [Table.of(data["rows"], columns, title), LeftOut.of("Not compared", left)]
 

@@ -5,9 +5,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
+from bench.options import Setting
 from bench.training import parity
 from bench.training.parity import TORCHVISION, cases, difference
+from titn.data.dataset import load_dataset
 from titn.pipelines.make import BACKENDS
 from titn.pipelines.policies.autoaugment import CIFAR10_POLICY
 from titn.pipelines.policies.operation_space import AUTOAUGMENT
@@ -25,6 +28,16 @@ def test_the_command_compares_everything_and_finds_equal_bytes(tmp_path: Path) -
         for pair, values in found.items():
             assert values["largest"] <= (1e-3 if "mixup" in name.lower() else 0), (name, pair)
     assert all(TORCHVISION in rows[name] for name in (*AUTOAUGMENT.names, "crop", "flip", "MNIST recipe"))
+
+
+def test_real_images_have_equal_bytes(tmp_path: Path, shared_data: Path) -> None:
+    data = load_dataset("cifar100", shared_data, limit_train=100)
+    section = parity.measure(Setting(torch.device("cpu")), data)
+    assert section["interpreted"] in (0, parity.INTERPRETED_IMAGES)
+    for row in section["rows"]:
+        allowed = 1e-3 if "mixup" in row["name"].lower() else 0  # float32 values of up to 255 bytes
+        for pair, found in row["differences"].items():
+            assert found["largest"] <= allowed, (row["name"], pair)
 
 
 def test_each_case_changes_images() -> None:

@@ -40,10 +40,10 @@ def patches() -> np.ndarray:
 
 @pytest.fixture(scope="session")
 def cifar(shared_data: Path) -> tuple[np.ndarray, np.ndarray]:
-    """The first 2,200 training images of CIFAR-10, uint8 [N, 32, 32, 3], and their labels, int64 [N]."""
+    """The first 2,200 training images of CIFAR-100, uint8 [N, 32, 32, 3], and their labels, int64 [N]."""
     import pyarrow.parquet
 
-    table = pyarrow.parquet.read_table(shared_data / "cifar10" / "train-00000-of-00004.parquet").slice(0, 2200)
+    table = pyarrow.parquet.read_table(shared_data / "cifar100" / "train-00000-of-00004.parquet").slice(0, 2200)
     files = table["img"].combine_chunks().field("bytes").to_pylist()
     images = np.stack([np.asarray(Image.open(io.BytesIO(file)).convert("RGB")) for file in files])
-    return images, table["label"].to_numpy()
+    return images, table["fine_label"].to_numpy()
