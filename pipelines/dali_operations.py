@@ -8,7 +8,9 @@ pipeline that is being defined; each exists for the CPU and for the GPU.
 
 from __future__ import annotations
 
+import functools
 import math
+import operator
 from dataclasses import dataclass
 from typing import Any
 
@@ -189,29 +191,27 @@ def equalize(images: Node, shape: Shape) -> Node:
     """
     pixels, channels = shape.size**2, shape.channels
     passes = _passes(pixels)
-    planes = fn.reshape(fn.transpose(images, perm=[0, 3, 1, 2]), shape=[-1, 1, pixels], layout="")  # [F C, 1, n]
+    planes = fn.reshape(fn.transpose(images, perm=[0, 3, 1, 2]), shape=[-1, 1, pixels], layout="FHW")  # [F C, 1, n]
     negative = dali_math.max(planes ^ _byte(255), _byte(1))
-    extra = _added_pixels(pixels, passes)
-    every = shape.constant(np.zeros((1, len(extra), 1), dtype=np.uint8))
-    first = fn.slice(planes, start=[0], shape=[1], axes=[2]) & _byte(0)  # zeros [F C, 1, 1]
-    padded = fn.cat(negative + every, shape.constant(extra[None]) + first, axis=2)  # [F C, passes, n + added]
-    lines = fn.reshape(padded, shape=[-1, 1, pixels + extra.shape[1]], layout="FHW")
-    flattened = fn.slice(fn.equalize(lines), start=[0], shape=[pixels], axes=[2])
-    flattened = fn.reshape(flattened, shape=[-1, len(extra), pixels], layout="")
-    if len(extra) == passes:
-        count = fn.cast(fn.reductions.sum(flattened, axes=[1], keep_dims=True), dtype=types.INT32) - (passes - 1) // 2
-    else:
-        count = fn.cast(flattened, dtype=types.INT32) * passes
-    below = dali_math.max(pixels - count, 0)  # int32 [F C, 1, n]
+    zeros = fn.slice(planes, start=[0], shape=[1], axes=[2]) & _byte(0)  # [F C, 1, 1]
+    flattened = []
+    for added in _added_pixels(pixels, passes):
+        padded = fn.cat(negative, shape.constant(added.reshape(1, 1, -1)) + zeros, axis=2)
+        flattened.append(fn.slice(fn.equalize(padded), start=[0], shape=[pixels], axes=[2]))
+    each = types.Constant(passes // len(flattened), dtype=types.INT32)
+    total = functools.reduce(operator.add, flattened[1:], flattened[0] * each)
+    excess = (passes - 1) // 2 if len(flattened) > 1 else 0  # of total over n - below
     brightest = planes == fn.reductions.max(planes, axes=[2], keep_dims=True)
-    most = fn.reductions.sum(fn.cast(brightest, dtype=types.UINT8), axes=[2], keep_dims=True)
+    most = fn.reductions.sum(fn.cast(brightest, dtype=types.UINT8), axes=[2], keep_dims=True)  # [F C, 1, 1]
     step = (pixels - fn.cast(most, dtype=types.INT32)) // 255
-    table = fn.cast((step // 2 + below) // dali_math.max(step, 1), dtype=types.UINT8)  # saturates
+    few = fn.cast(step == 0, dtype=types.FLOAT)
+    scale = (1.0 - few) / dali_math.max(step, 1)
+    # (step // 2 + below - (step - 1) / 2) / step never lies on a half: rounded it is the whole division
+    start = (pixels + excess + 0.5 - 0.5 * step + step // 2) * scale
+    table = fn.cast(start - total * scale + planes * few, dtype=types.UINT8)  # saturates
     table = table | ((planes == _byte(255)) * _byte(255))  # 254 and 255 share a level of the negative
-    few = fn.cast(step == 0, dtype=types.UINT8)
-    chosen = table * (_byte(1) - few) + planes * few
-    chosen = fn.reshape(chosen, shape=[-1, channels, shape.size, shape.size], layout="FCHW")
-    return fn.transpose(chosen, perm=[0, 2, 3, 1], output_layout="FHWC")
+    table = fn.reshape(table, shape=[-1, channels, shape.size, shape.size], layout="FCHW")
+    return fn.transpose(table, perm=[0, 2, 3, 1], output_layout="FHWC")
 
 
 def _passes(pixels: int) -> int:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from titn.pipelines.dali_graph import Graph, Recipe, Run
 
 PACKAGE = "nvidia-dali-cuda130"
-_RUN_PIXELS = 2048 * 32 * 32  # of a run of the graph, whose operators cost per run
+_RUN_PIXELS = 4096 * 32 * 32  # of a run of the graph, whose operators cost per run
 
 
 class DaliPipeline(Pipeline):

@@ -27,6 +27,7 @@ from titn.files import sha256, write_atomic
 from titn.pipelines.image_files import ImageFiles, digest
 
 _VERSION = 3
+FROM_FILES = "images stay in their files and are decoded for every batch"
 _ARRAYS = ("train_images", "train_labels", "test_images", "test_labels")
 _OPTIONAL = ("val_images", "val_labels", "train_keys")
 _FACTS = ("class_names", "test_names", "notes")
@@ -60,21 +61,21 @@ def read_through_cache(source: Source, image_size: int, *, in_files: bool | None
     Args:
         source: where the data set was found.
         image_size: in pixels.
-        in_files: leave images in their files where each has its own: they are decoded twice, and what is kept is what
-            was found out about them, for as long as every file has its size and time of change. None: where they do not
-            fit into memory, which a note says.
+        in_files: leave images in their files where each has its own, which a note says: they are decoded twice, and
+            what is kept is what was found out about them, for as long as every file has its size and time of change.
+            None: where they do not fit into memory.
 
     Raises:
         UserError: a source file cannot be read.
     """
-    said = source.notes
-    if source.read_files is None:
-        in_files = False
-    elif in_files is None and (shortage := memory_shortage(len(source.files), image_size, 3)):
-        in_files = True
-        said += (f"images are decoded anew for every batch: {shortage}",)
-    read = source.read_files if in_files and source.read_files else source.read
-    key = _key(source, image_size, bool(in_files))
+    said, read, why = source.notes, source.read, None
+    if source.read_files is not None and in_files is None:
+        why = memory_shortage(len(source.files), image_size, 3)
+    in_files = source.read_files is not None and bool(in_files or why)
+    if source.read_files is not None and in_files:
+        read = source.read_files
+        said += (FROM_FILES + (f": {why}" if why else ""),)
+    key = _key(source, image_size, in_files)
     folder = cache_folder()
     path = None if folder is None else folder / f"{key}.safetensors"
     decoded = None if path is None else _load(path, source, image_size)
