@@ -62,8 +62,8 @@ def backward(
                 dout, other_dout, features, statistics, *parameters, dx, dfeatures, normed, partial, images, pooled,
                 **kernel_constants(tokens, width, classes), **OPTIONS,
             )  # fmt: skip
-    gradients = (weight_gradient(g.to(weight.dtype), n) for g, n in zip((dout, other_dout), normed, strict=True))
-    return dx, *gradients, summed(*partial).view(2, 2 * width + classes)
+    own, other = (weight_gradient(g.to(weight.dtype), n) for g, n in zip((dout, other_dout), normed, strict=True))
+    return dx, own, other, summed(*partial).view(2, 2 * width + classes)
 
 
 def kernel_constants(tokens: int, width: int, classes: int) -> dict[str, int]:
