@@ -54,7 +54,11 @@ def busy(spans: Iterable[tuple[float, float]]) -> Busy:
 
 
 def measure(at: Setting, batch_size: int, steps: int, trace: Path | None) -> Busy:
-    """`steps` warm steps of the paper's TITN on the GPU of `at`."""
+    """`steps` warm steps of the paper's TITN on the GPU of `at`.
+
+    Raises:
+        UserError: the profiler saw nothing, as on a GPU whose driver does not let CUPTI look.
+    """
     sizes, generator = Sizes(), np.random.default_rng(SEED)
     count = (WARM_UPS + steps) * batch_size
     pipeline = TorchPipeline(
@@ -83,6 +87,8 @@ def measure(at: Setting, batch_size: int, steps: int, trace: Path | None) -> Bus
     if trace is not None:
         profiler.export_chrome_trace(str(trace))
     ranges = [event.time_range for event in profiler.events() or () if event.device_type == DeviceType.CUDA]
+    if not ranges:
+        raise UserError(f"the profiler saw nothing that ran on {at.device}: allow it to use the GPU's counters")
     return busy((each.start, each.end) for each in ranges)
 
 
