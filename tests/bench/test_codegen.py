@@ -48,8 +48,9 @@ def test_every_operation_ships_on_every_architecture(rows: list[Row]) -> None:
 
 
 def test_nothing_spills(rows: list[Row]) -> None:
-    """But on sm_100, for which Triton 3.8's assembler keeps a few bytes per thread of three kernels on the stack."""
+    """But on sm_100, for which Triton 3.8's assembler keeps a few bytes per thread of four kernels on the stack."""
     known = {("inner_block", "mlp_backward"): 8, ("outer_block", "qkv backward"): 8, ("layernorm_mlp", "backward"): 16}
+    known |= {("outer_block", "tail_backward"): 8}
     kept = [r for r in rows if r["stack_bytes"] or r["spills"]]
     assert all(r["arch"] == 100 and r["stack_bytes"] <= known.get((r["operation"], r["kernel"]), 0) for r in kept), kept
 
