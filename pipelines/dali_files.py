@@ -13,6 +13,12 @@ from titn.pipelines.dali_pipeline import DaliPipeline
 from titn.pipelines.image_files import Header, ImageFiles, UndecodableImage, by_pillow, read_header
 from titn.pipelines.pictures import placed
 
+_RUN_IMAGES = 512
+"""Of a run, of which the first two are waited for."""
+
+_DECODED_PIXELS = 1 << 25
+"""Pixels of full size, 100 MB, that are in memory at a time, or those of one image."""
+
 
 class DaliFilePipeline(DaliPipeline):
     """`DaliPipeline` over files, decoded again for every batch and brought to size as torchvision's Resize and
@@ -55,27 +61,33 @@ class DaliFilePipeline(DaliPipeline):
             self._thread.shutdown(cancel_futures=True)
         self._thread = self._decoder = None
 
+    def _run_images(self) -> int:
+        return _RUN_IMAGES
+
     def _begin(self, ids: np.ndarray) -> Callable[[], np.ndarray]:
         self._thread = self._thread or ThreadPoolExecutor(1)
         return self._thread.submit(self._pixels, ids).result
 
     def _pixels(self, ids: np.ndarray) -> np.ndarray:
         """uint8 [n, S, S, 3]; runs in the one thread that has the decoder."""
-        size = self.image_size
-        pixels = np.empty((len(ids), size, size, 3), np.uint8)
-        files = [self._read(id_) for id_ in ids.tolist()]
-        by_dali = np.array([self._headers[id_].by_dali for id_ in ids.tolist()])
-        for row in np.flatnonzero(~by_dali):
-            pixels[row] = self._by_pillow(ids[row], files[row])
-        rows = np.flatnonzero(by_dali)
-        if len(rows):
-            try:
-                pixels[rows] = self._by_dali([files[row] for row in rows], [self._headers[id_] for id_ in ids[rows]])
-            except RuntimeError as failure:
-                self._decoder = None
-                for row in rows:  # DALI does not say which file it was
-                    self._by_pillow(ids[row], files[row])
-                raise ValueError(f"DALI cannot decode one of {len(rows)} files: {failure}") from None
+        pixels = np.empty((len(ids), self.image_size, self.image_size, 3), np.uint8)
+        rows: list[int] = []
+        files: list[bytes] = []
+        held = 0
+        for row, id_ in enumerate(ids.tolist()):
+            data = self._read(id_)
+            header = self._headers[id_]
+            if not header.by_dali:
+                pixels[row] = self._by_pillow(id_, data)
+                continue
+            rows.append(row)
+            files.append(data)
+            held += header.height * header.width
+            if held >= _DECODED_PIXELS:
+                pixels[rows] = self._by_dali(ids[rows].tolist(), files)
+                rows, files, held = [], [], 0
+        if rows:
+            pixels[rows] = self._by_dali(ids[rows].tolist(), files)
         return pixels
 
     def _read(self, id_: int) -> bytes:
@@ -93,8 +105,17 @@ class DaliFilePipeline(DaliPipeline):
         except Exception as error:
             raise UndecodableImage(self._paths[id_], error) from None
 
-    def _by_dali(self, files: list[bytes], headers: list[Header]) -> np.ndarray:
+    def _by_dali(self, ids: list[int], files: list[bytes]) -> np.ndarray:
         """Files brought to size by DALI, uint8 [n, S, S, 3]."""
+        try:
+            return self._decoded(files, [self._headers[id_] for id_ in ids])
+        except RuntimeError as failure:
+            self._decoder = None
+            for id_, data in zip(ids, files, strict=True):  # DALI does not say which file it was
+                self._by_pillow(id_, data)
+            raise ValueError(f"DALI cannot decode one of {len(ids)} files: {failure}") from None
+
+    def _decoded(self, files: list[bytes], headers: list[Header]) -> np.ndarray:
         from titn.pipelines.dali_decoder import decoder
 
         if self._decoder is None or self._decoder.max_batch_size < len(files):

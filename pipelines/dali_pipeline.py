@@ -100,13 +100,17 @@ class DaliPipeline(Pipeline):
         self, plan: EpochPlan, batch_size: int, *, first_step: int = 0, rank: int = 0, world_size: int = 1
     ) -> Iterator[Batch]:
         parts = self.parts(plan, batch_size, first_step, rank, world_size)
-        return self._prefetched(plan, parts, max(1, _RUN_PIXELS // (batch_size * self.image_size**2)))
+        return self._prefetched(plan, parts, max(1, self._run_images() // batch_size))
 
     def close(self) -> None:
         """Give DALI's threads and memory back; the pipeline starts anew when it is used again."""
         for graph in self._graphs.values():
             graph.close()
         self._graphs.clear()
+
+    def _run_images(self) -> int:
+        """Images that a run makes, about."""
+        return _RUN_PIXELS // self.image_size**2
 
     def _begin(self, ids: np.ndarray) -> Callable[[], np.ndarray]:
         """Begin to fetch stored images; what is returned gives them, uint8 [n, S, S, C]."""

@@ -106,9 +106,11 @@ def test_odd_images_are_converted_as_pillow_does(photographs: list[np.ndarray], 
     assert all((actual[row] != upright).any() for row in range(len(odd) + 3, len(actual)))
 
 
+@pytest.mark.parametrize("held", [1, 20_000, 1 << 25])
 def test_augmentation_is_that_of_the_same_images_in_memory(
-    photographs: list[np.ndarray], tmp_path: Path, device: str
+    held: int, photographs: list[np.ndarray], tmp_path: Path, device: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("titn.pipelines.dali_files._DECODED_PIXELS", held)
     pieces = [photograph[top : top + 90, 20:130] for photograph in photographs for top in range(0, 320, 20)]
     paths = [save(tmp_path, f"{row}.jpg", Image.fromarray(piece)) for row, piece in enumerate(pieces)]
     files = build(paths, device, threads=2)
