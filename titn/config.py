@@ -285,16 +285,18 @@ Config = TypeVar("Config", bound=RunConfig)
 
 
 def stored_config(path: Path) -> RunConfig:
-    """The configuration that `to_yaml` wrote, of a student or of a teacher.
+    """The configuration that `to_yaml` wrote, of a student or of a teacher; nothing in it counts as said now.
 
     Raises:
         UserError: the file is missing or damaged.
     """
     cls = TrainConfig if "model" in load_yaml(path) else TeacherConfig
     try:
-        return cls(**read_yaml(path, cls))
+        config = cls(**read_yaml(path, cls))
     except UserError as error:
         raise UserError(f"{path} is damaged: {error}") from None
+    object.__setattr__(config, "_said", frozenset())
+    return config
 
 
 def to_yaml(config: RunConfig) -> str:

@@ -37,7 +37,7 @@ class NetworkSpec(StoredNetwork):
         arguments = (dataset.num_classes, dataset.channels, dataset.image_size)
         sizes: Sizes = Sizes(*arguments)
         if config.role == "student" and is_own("model", config.network):
-            if said := sorted(config.said & {*config.network_options, "drop_path"}):
+            if said := sorted(config.said & {"depth", "pool", "patch_size", "pixel_size", "drop_path"}):
                 raise UserError(f"{config.network} is an own model, which takes no {flag(said[0])}: drop it")
         elif config.role == "student":
             sizes = model_sizes(config.network, *arguments, **config.network_options)

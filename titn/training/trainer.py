@@ -36,7 +36,7 @@ from titn.training.schedule import Schedule
 from titn.training.step import TrainStep
 from titn.training.targets import TeacherTargets
 
-_BESIDE_NAME = 70
+_BESIDE_NAME = 72
 """Columns of the line of progress besides the name: epoch, loss, accuracy, rate, a bar, steps and the time left."""
 
 

@@ -1,5 +1,6 @@
 """Whatever a user gets wrong is one line, exit code 2, and nothing half-written."""
 
+import io
 import json
 import os
 import pickle
@@ -86,6 +87,13 @@ def test_two_classes_cannot_be_learnt_from_standardised_logits(image_folder: Pat
     with pytest.raises(UserError, match="choose another --distillation"):
         train(config, console=QUIET)
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_resumed_run_is_not_told_of_settings_that_nobody_said(finished: Path) -> None:
+    output = io.StringIO()
+    train(TrainConfig(resume=str(finished)), console=Console(file=output, width=300))
+    assert "resumed after epoch" in output.getvalue()
+    assert "has no effect" not in output.getvalue()
 
 
 def test_a_name_that_is_taken_is_refused(finished: Path) -> None:
