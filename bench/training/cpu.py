@@ -27,7 +27,10 @@ from bench.training.contenders import SEED, TOY, Contender, Sizes, Step, fast_co
 from bench.training.race import fresh_compiler, images_per_second, ratio
 from titn.errors import UserError, command
 from titn.kernels.common import native
-from titn.kernels.inner_block.op import product_operations
+from titn.kernels.inner_block import op as inner_block
+from titn.kernels.layernorm_mlp import op as layernorm_mlp
+from titn.kernels.outer_block import op as outer_block
+from titn.kernels.pixels_to_patches import op as pixels_to_patches
 from titn.profile import profile_module
 from titn.training.step import compile_network
 from titn.training.switches import compile_reasons
@@ -188,11 +191,18 @@ def operations(step: Call, rate: float, batch_size: int, sizes: Sizes) -> list[R
 def _native_operations(name: str, batch_size: int, sizes: Sizes) -> int:
     """Operations that one call of a native operation needs: of a backward twice those of a forward."""
     module: Any = titn(sizes)
-    pixels, own = module.blocks[0].pixel, module.sizes
-    weights = (*pixels.attention(), *pixels.mlp())
-    shape = (batch_size * own.num_patches, own.num_pixels, own.pixel_dim)
-    forward = product_operations(shape, *(tuple(weight.shape) for weight in weights))
-    return {"titn::inner_block_native": forward, "titn::inner_block_native_backward": 2 * forward}.get(name, 0)
+    block, own = module.blocks[0], module.sizes
+    tokens = (batch_size, own.num_tokens, own.patch_dim)
+    pixels = (batch_size, own.num_patches, own.num_pixels, own.pixel_dim)
+    inner = [tuple(weight.shape) for weight in (*block.pixel.attention(), *block.pixel.mlp())]
+    forward = {
+        "inner_block": inner_block.product_operations((batch_size * own.num_patches, *pixels[2:]), *inner),
+        "outer_attention": outer_block.product_operations(tokens),
+        "layernorm_mlp": layernorm_mlp.product_operations(tokens, *(tuple(w.shape) for w in block.patch.mlp())),
+        "pixels_to_patches": pixels_to_patches.product_operations(pixels, tokens),
+    }
+    operation = name.removeprefix("titn::").removesuffix("_backward").removesuffix("_native")
+    return (2 if name.endswith("_backward") else 1) * forward.get(operation, 0)
 
 
 def _threads() -> Iterator[int]:

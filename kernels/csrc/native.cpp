@@ -4,18 +4,14 @@
 #include "titn.h"
 
 #define EXPORT extern "C" __attribute__((visibility("default")))
-#define DECLARE(path)                                                                                \
-  extern "C" int inner_block_forward_##path(const InnerBlock*, const void*, void*, void*);           \
-  extern "C" int inner_block_backward_##path(const InnerBlock*, const void*, const void*, const void*, void*, \
-                                             float* const*);
-#define TABLE(path, runs) {#path, runs, inner_block_forward_##path, inner_block_backward_##path}
 
-DECLARE(generic)
+// of operations.cpp, compiled for each path
+extern "C" const Operations operations_generic;
 #ifdef TITN_AVX2
-DECLARE(avx2)
+extern "C" const Operations operations_avx2;
 #endif
 #ifdef TITN_AVX512
-DECLARE(avx512)
+extern "C" const Operations operations_avx512;
 #endif
 
 namespace {
@@ -23,8 +19,7 @@ namespace {
 struct Path {
   const char* name;
   bool (*runs)();
-  int (*inner_block_forward)(const InnerBlock*, const void*, void*, void*);
-  int (*inner_block_backward)(const InnerBlock*, const void*, const void*, const void*, void*, float* const*);
+  const Operations* operations;
 };
 
 #ifdef TITN_AVX512
@@ -40,12 +35,12 @@ bool always() { return true; }
 
 const Path PATHS[] = {
 #ifdef TITN_AVX512
-    TABLE(avx512, has_avx512),
+    {"avx512", has_avx512, &operations_avx512},
 #endif
 #ifdef TITN_AVX2
-    TABLE(avx2, has_avx2),
+    {"avx2", has_avx2, &operations_avx2},
 #endif
-    TABLE(generic, always),
+    {"generic", always, &operations_generic},
 };
 
 const Path* fastest() {
@@ -77,13 +72,32 @@ EXPORT int titn_take_path(const char* name) {
   return 0;
 }
 
-// x [S, L, C] to y and, where not null, the residual stream between the halves, mid
-EXPORT int titn_inner_block_forward(const InnerBlock* block, const void* x, void* y, void* mid) {
-  return path().inner_block_forward(block, x, y, mid);
+// the operations; titn.h says what they take
+EXPORT int titn_inner_block_forward(const InnerBlock* told, const void* x, void* y, void* mid) {
+  return path().operations->inner_block_forward(told, x, y, mid);
 }
-
-// dy to dx and the gradients of the weights that are there
-EXPORT int titn_inner_block_backward(const InnerBlock* block, const void* x, const void* mid, const void* dy, void* dx,
+EXPORT int titn_inner_block_backward(const InnerBlock* told, const void* x, const void* mid, const void* dy, void* dx,
                                      float* const* gradients) {
-  return path().inner_block_backward(block, x, mid, dy, dx, gradients);
+  return path().operations->inner_block_backward(told, x, mid, dy, dx, gradients);
+}
+EXPORT int titn_outer_attention_forward(const OuterAttention* told, const void* x, void* y, void* qkv) {
+  return path().operations->outer_attention_forward(told, x, y, qkv);
+}
+EXPORT int titn_outer_attention_backward(const OuterAttention* told, const void* x, const void* qkv, const void* dy,
+                                         void* dx, float* const* gradients) {
+  return path().operations->outer_attention_backward(told, x, qkv, dy, dx, gradients);
+}
+EXPORT int titn_layernorm_mlp_forward(const LayerNormMlp* told, const void* x, void* y, void* hidden) {
+  return path().operations->layernorm_mlp_forward(told, x, y, hidden);
+}
+EXPORT int titn_layernorm_mlp_backward(const LayerNormMlp* told, const void* x, const void* hidden, const void* dy,
+                                       void* dx, float* const* gradients) {
+  return path().operations->layernorm_mlp_backward(told, x, hidden, dy, dx, gradients);
+}
+EXPORT int titn_pixels_to_patches_forward(const PixelsToPatches* told, const void* pixels, const void* patches, void* out) {
+  return path().operations->pixels_to_patches_forward(told, pixels, patches, out);
+}
+EXPORT int titn_pixels_to_patches_backward(const PixelsToPatches* told, const void* pixels, const void* dy, void* dpixels,
+                                           float* const* gradients) {
+  return path().operations->pixels_to_patches_backward(told, pixels, dy, dpixels, gradients);
 }

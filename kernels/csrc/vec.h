@@ -18,7 +18,7 @@
 #define VL 4
 #endif
 #define ALWAYS inline __attribute__((always_inline))
-#define OWN __attribute__((noinline))  // compiled once for all its callers
+#define OWN __attribute__((noinline, unused))  // compiled once for all its callers, which not every source has
 #if defined(__clang__)
 #define UNROLL _Pragma("clang loop unroll(full)")
 #define UNROLL_4 _Pragma("clang loop unroll_count(4)")
@@ -155,6 +155,33 @@ template <int D> ALWAYS void exchange(V* v) {
       v[i + D] = high<D>(a, b, S{});
     }
 }
+template <int D, int... E> ALWAYS V swapped(V a, std::integer_sequence<int, E...>) { return pick<(E ^ D)...>(a, a); }
+// the lanes with those D away
+template <int D> ALWAYS V swapped(V a) { return swapped<D>(a, std::make_integer_sequence<int, VL>{}); }
+// all lanes' sum, and the largest lane, which is any where one is not a number
+ALWAYS float sum_lanes(V v) {
+  if constexpr (VL >= 16) v += swapped<VL / 2>(v);
+  if constexpr (VL >= 8) v += swapped<4>(v);
+  v += swapped<2>(v);
+  v += swapped<1>(v);
+  return v[0];
+}
+ALWAYS float largest_lane(V v) {
+  if constexpr (VL >= 16) v = larger(v, swapped<VL / 2>(v));
+  if constexpr (VL >= 8) v = larger(v, swapped<4>(v));
+  v = larger(v, swapped<2>(v));
+  v = larger(v, swapped<1>(v));
+  return v[0];
+}
+
+template <int... E> ALWAYS I count(std::integer_sequence<int, E...>) { return I{E...}; }
+// v where the lane is below n, else `other`
+ALWAYS V first(V v, int n, V other = V{}) {
+  if (n >= VL) return v;
+  const I mask = count(std::make_integer_sequence<int, VL>{}) < (I{} + n);
+  return (V)(((I)v & mask) | ((I)other & ~mask));
+}
+
 // VL x VL, in log2(VL) rounds
 ALWAYS void transpose(V* v) {
   if constexpr (VL >= 16) exchange<VL / 2>(v);
@@ -178,6 +205,14 @@ ALWAYS void store(bf16* p, V v) {
 #else
   *(UnalignedW*)p = __builtin_convertvector(u, W);
 #endif
+}
+
+// n numbers of memory, the first lanes; the others are 0
+ALWAYS V some(const float* p, int n) {
+  if (n >= VL) return load(p);
+  V v{};
+  for (int i = 0; i < n; ++i) v[i] = p[i];
+  return v;
 }
 
 ALWAYS float load_one(const float* p) { return *p; }

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from titn.kernels.common.device import positive
-from titn.kernels.common.native import InnerBlock, addresses, call
+from titn.kernels.common.native import InnerBlock, addresses, bf16, call, in_dtypes, in_float32
 
 LONGEST = 64
 WIDEST = 48
@@ -30,7 +30,7 @@ def forward(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
     rest: the twelve weights; num_heads; eps; keep.
     """
     *given, num_heads, eps, keep = rest
-    x, weights = x.contiguous(), _in_float32(given)
+    x, weights = x.contiguous(), in_float32(given)
     y = torch.empty_like(x)
     mid = torch.empty_like(x) if keep else x.new_empty(0)
     call("inner_block_forward", _told(x, weights, num_heads, eps), x, y, mid if keep else None)
@@ -43,12 +43,11 @@ def backward(dy: Tensor, x: Tensor, mid: Tensor, *rest: Any) -> list[Tensor]:
     rest: the twelve weights; num_heads; eps.
     """
     *given, num_heads, eps = rest
-    x, dy, weights = x.contiguous(), dy.contiguous(), _in_float32(given)
+    x, dy, weights = x.contiguous(), dy.contiguous(), in_float32(given)
     dx = torch.empty_like(x)
     gradients = [None if w is None else torch.empty_like(w) for w in weights]
     call("inner_block_backward", _told(x, weights, num_heads, eps), x, mid, dy, dx, addresses(gradients))
-    pairs = zip(given, gradients, strict=True)
-    return [dx, *(gradient.to(weight.dtype) for weight, gradient in pairs if gradient is not None)]
+    return [dx, *in_dtypes(gradients, given)]
 
 
 def _told(x: Tensor, weights: list[Tensor | None], num_heads: int, eps: float) -> InnerBlock:
@@ -61,11 +60,7 @@ def _told(x: Tensor, weights: list[Tensor | None], num_heads: int, eps: float) -
         channels=channels,
         heads=num_heads,
         hidden=fc1.shape[0],
-        bf16=x.dtype == torch.bfloat16,
+        bf16=bf16(x),
         eps=positive(eps),
         weights=addresses(weights),
     )
-
-
-def _in_float32(weights: list[Tensor | None]) -> list[Tensor | None]:
-    return [None if w is None else w.to(torch.float32).contiguous() for w in weights]

@@ -13,6 +13,9 @@ It keeps x and two statistics a row for the backward, nothing of hidden width: a
 recomputes the hidden columns in one kernel, which yields the gradient of x, the operands of the two weight gradients
 (two library products, with 64 MB of operands that live as long as they run) and a partial row of all vectors'
 gradients for every tile, which a last kernel sums in a fixed order. The largest error of its GELU is 1e-6.
+
+The native backend (csrc/layernorm_mlp.cpp) is the second half of `titn.kernels.outer_block` on a CPU. It keeps the
+hidden columns before GELU; the largest error of its GELU is 5e-7.
 """
 
 from titn.kernels.layernorm_mlp.op import layernorm_mlp

@@ -7,15 +7,17 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.utils.flop_counter import register_flop_formula
 
-from titn.kernels.common.backend import choose, no_native_kernel
+from titn.kernels.common.backend import choose
 from titn.kernels.common.device import autocast_dtype
+from titn.kernels.common.native import native_reasons, wide_limits
 from titn.kernels.common.registration import register
 from titn.kernels.common.weights import AttentionWeights, MlpWeights, cast, dtype_of, in_dtype
 from titn.kernels.common.wide import as_rows, weight_gradient, wide_reasons
 from titn.kernels.layernorm_mlp import layernorm_mlp
 from titn.kernels.outer_block.reference import attend, outer_attention_reference
-from titn.kernels.short_attention.op import attention_limits
+from titn.kernels.short_attention.op import MAX_TOKENS, attention_limits
 
 
 def outer_attention(
@@ -38,12 +40,13 @@ def outer_attention(
         num_heads: divides D.
         eps: added to the variance; in Triton at least 2^-126, so that rows without variance stay numbers.
         residual: whether x is added to the result.
-        backend: "auto" (torch: the Triton kernels have not been timed yet; `short_attention` chooses for itself),
-            "triton", "torch" or "native".
+        backend: "auto" (native on a CPU up to 192 channels and 72 tokens, else torch: the Triton kernels have not been
+            timed yet; `short_attention` chooses for itself), "triton", "torch" or "native" (float32 or bfloat16).
 
     Returns:
         [B, T, D]. The Triton backend multiplies in autocast's dtype, else that of x, and returns x's dtype; without the
-        residual, the dtype of the products. Gradients of the weights come in the weights' dtypes.
+        residual, the dtype of the products. The native one multiplies in float32 and rounds q, k and v to that dtype.
+        Gradients of the weights come in the weights' dtypes.
 
     Raises:
         ValueError: shapes that do not fit, or an unknown backend.
@@ -55,11 +58,17 @@ def outer_attention(
     dtype = autocast_dtype(x.device.type) or x.dtype
     reasons = {
         "triton": lambda: wide_reasons(x, backend, *weights, dtype=dtype),
-        "native": no_native_kernel,
+        "native": lambda: _native_reasons(x, dtype, weights, backend),
         "torch": list,
     }
-    if choose("outer_attention", backend, reasons) == "torch":
+    chosen = choose("outer_attention", backend, reasons)
+    if chosen == "torch":
         return outer_attention_reference(x, weights, num_heads=num_heads, eps=eps, residual=residual, attention=backend)
+    if chosen == "native":
+        if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, *weights)):
+            return _NativeOuterAttention.apply(x, num_heads, eps, residual, dtype, *weights)
+        y, _ = torch.ops.titn.outer_attention_native(x, *weights, num_heads, eps, residual, dtype, False)
+        return y
     norm_weight, norm_bias, qkv_weight, qkv_bias, proj_weight, proj_bias = weights
     qkv, passed = LayerNormLinear.apply(x, norm_weight, norm_bias, qkv_weight, qkv_bias, eps, dtype)
     heads = attend(qkv, num_heads, backend)
@@ -122,6 +131,14 @@ class _OuterBlock(torch.autograd.Function):
         return dx, None, None, None, *(cast(g, dtype) for g, dtype in zip(gradients, ctx.dtypes, strict=True))
 
 
+def _native_reasons(x: Tensor, dtype: torch.dtype, weights: AttentionWeights, requested: str) -> list[str]:
+    cannot = native_reasons(x, *weights, dtype=dtype) or native_reasons(x)
+    reasons = cannot or wide_limits(x.shape[-1], dtype, requested)
+    if not 1 <= x.shape[1] <= MAX_TOKENS:
+        reasons.append(f"no native kernel for {x.shape[1]} tokens, only for 1 to {MAX_TOKENS}")
+    return reasons
+
+
 class LayerNormLinear(torch.autograd.Function):
     """x [B, T, D] to LN(x) weight^T + bias, and x: the gradient of the latter is added in the backward kernel."""
 
@@ -176,6 +193,25 @@ class LinearResidual(torch.autograd.Function):
         return dx, dweight.to(ctx.dtype), cast(dbias, ctx.bias_dtype), dout if ctx.has_residual else None
 
 
+class _NativeOuterAttention(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, num_heads: int, eps: float, residual: bool, dtype: torch.dtype, *weights: Tensor | None
+    ) -> Tensor:
+        y, qkv = torch.ops.titn.outer_attention_native(x, *weights, num_heads, eps, residual, dtype, True)
+        ctx.save_for_backward(x, qkv, *weights)
+        ctx.settings = num_heads, eps, residual
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        x, qkv, *weights = ctx.saved_tensors
+        dx, *found = torch.ops.titn.outer_attention_native_backward(dy, x, qkv, *weights, *ctx.settings)
+        gradients = iter(found)
+        return dx, None, None, None, None, *(None if w is None else next(gradients) for w in weights)
+
+
 def _layernorm_linear_fake(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
     weight, rows = rest[2], x.numel() // x.shape[-1]
     out = x.new_empty(*x.shape[:-1], weight.shape[0], dtype=weight.dtype)
@@ -213,6 +249,16 @@ def _block_backward_fake(dy: Tensor, x: Tensor, *rest: Any) -> tuple[Tensor, ...
     _, _, qkv, proj, _, _, fc1, _, fc2 = rest[4:]
     matrices = [x.new_empty(w.shape, dtype=torch.float32) for w in (qkv, proj, fc1, fc2)]
     return x.new_empty(x.shape), *matrices, x.new_empty(9 * x.shape[2] + fc1.shape[0], dtype=torch.float32)
+
+
+def _native_fake(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    residual, dtype, keep = rest[-3:]
+    y = x.new_empty(x.shape, dtype=x.dtype if residual else dtype)
+    return y, x.new_empty((*x.shape[:-1], 3 * x.shape[-1]) if keep else 0, dtype=dtype)
+
+
+def _native_backward_fake(dy: Tensor, x: Tensor, qkv: Tensor, *rest: Any) -> list[Tensor]:
+    return [x.new_empty(x.shape), *(w.new_empty(w.shape) for w in rest[:6] if w is not None)]
 
 
 _LAUNCH = "titn.kernels.outer_block.launch"
@@ -254,3 +300,37 @@ register(
     f"{_LAUNCH}:block_backward",
     _block_backward_fake,
 )
+_NATIVE = "titn.kernels.outer_block.native"
+_WEIGHTS = (
+    "Tensor? norm_weight, Tensor? norm_bias, Tensor qkv_weight, Tensor? qkv_bias, Tensor proj_weight, Tensor? proj_bias"
+)
+register(
+    f"outer_attention_native(Tensor x, {_WEIGHTS}, int num_heads, float eps, bool residual, ScalarType dtype, "
+    "bool keep) -> (Tensor, Tensor)",
+    f"{_NATIVE}:forward",
+    _native_fake,
+    native=True,
+)
+register(
+    f"outer_attention_native_backward(Tensor dy, Tensor x, Tensor qkv, {_WEIGHTS}, int num_heads, float eps, "
+    "bool residual) -> Tensor[]",
+    f"{_NATIVE}:backward",
+    _native_backward_fake,
+    native=True,
+)
+
+
+def product_operations(x: tuple[int, ...]) -> int:
+    """Operations of a forward's products on x [B, T, D], two a multiply-accumulate, from shapes alone."""
+    images, length, width = x
+    return 2 * images * length * width * (4 * width + 2 * length)
+
+
+@register_flop_formula(torch.ops.titn.outer_attention_native)
+def _forward_operations(x: Any, *rest: Any, **_: Any) -> int:
+    return product_operations(x)
+
+
+@register_flop_formula(torch.ops.titn.outer_attention_native_backward)
+def _backward_operations(dy: Any, x: Any, *rest: Any, **_: Any) -> int:
+    return 2 * product_operations(x)

@@ -14,7 +14,8 @@ the dtype of patches. With dR the rows 1..N of dy, and h the normalised pixels b
 
 Backend "triton" needs neither the normalised pixels nor g in memory. It takes H = dR^T flatten(h) [D, L C], from which
 dW = gamma H + beta db (gamma and beta repeated for every pixel), and dgamma and dbeta are the sums of W H and W db over
-d and l: the parameters' gradients cost one product and no sums over rows.
+d and l: the parameters' gradients cost one product and no sums over rows. Backend "native" (csrc/pixels_to_patches.cpp)
+does the same on a CPU in float32, the norm of several patches side by side.
 """
 
 from titn.kernels.pixels_to_patches.op import passing_pixels, pixels_to_patches

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.utils.flop_counter import register_flop_formula
 
-from titn.kernels.common.backend import choose, no_native_kernel, triton_reasons
+from titn.kernels.common.backend import choose, triton_reasons
 from titn.kernels.common.device import autocast_dtype
+from titn.kernels.common.native import native_reasons, wide_limits
 from titn.kernels.common.registration import register
 from titn.kernels.common.weights import cast, check_shapes, dtype_of
 from titn.kernels.pixels_to_patches.reference import project
 
+_NOTHING = ["an empty patch has nothing to project"]
 MAX_CHANNELS, MAX_COLUMNS, MAX_WIDTH = 63, 1024, 640  # C, L C and D
 
 
@@ -39,10 +43,12 @@ def pixels_to_patches(
         weight: `[D, L * C]`; pixel l, channel c of a patch is column l * C + c.
         bias: `[D]` or None.
         eps: added to the variance; in Triton at least 2^-126, so that rows without variance stay numbers.
-        backend: "auto" (triton, else torch), "torch" or "triton".
+        backend: "auto" (triton on a GPU, native on a CPU, else torch), "triton", "native" (float32 or bfloat16) or
+            "torch".
 
     Returns:
-        A new tensor `[B, T, D]` in the dtype of patches. Under autocast the product is in autocast's dtype.
+        A new tensor `[B, T, D]` in the dtype of patches. Under autocast the product is in autocast's dtype, by
+        backend "native" that of pixels rounded to it, in float32.
 
     Raises:
         ValueError: shapes that do not fit, or an unknown backend.
@@ -81,25 +87,37 @@ def passing_pixels(
     dtype = autocast_dtype(pixels.device.type) or pixels.dtype
     reasons = {
         "triton": lambda: triton_reasons(pixels, backend, patches, *parameters, dtype=dtype) + _limits(pixels, patches),
-        "native": no_native_kernel,
+        "native": lambda: _native_reasons(pixels, patches, parameters, dtype, backend),
         "torch": list,
     }
-    if choose("pixels_to_patches", backend, reasons) == "torch":
+    chosen = choose("pixels_to_patches", backend, reasons)
+    if chosen == "torch":
         return project(pixels, patches, *parameters, eps), pixels
+    if chosen == "native":
+        return _NativePixelsToPatches.apply(pixels.to(dtype), patches, *parameters, eps), pixels
     out, passed = _PixelsToPatches.apply(pixels.to(dtype), patches, *parameters, eps)
     return out, passed if pixels.dtype == dtype else pixels
 
 
+def _native_reasons(
+    pixels: Tensor, patches: Tensor, parameters: tuple[Tensor | None, ...], dtype: torch.dtype, requested: str
+) -> list[str]:
+    cannot = native_reasons(pixels, *parameters, dtype=dtype) or native_reasons(patches) or _empty(pixels)
+    return cannot or wide_limits(0, dtype, requested)
+
+
 def _limits(pixels: Tensor, patches: Tensor) -> list[str]:
     """Why the Triton kernels have no tile for these sizes."""
-    (n, length, channels), width = pixels.shape[1:], patches.shape[2]
+    (_, length, channels), width = pixels.shape[1:], patches.shape[2]
     reasons = []
     if channels > MAX_CHANNELS or length * channels > MAX_COLUMNS or width > MAX_WIDTH:
         limits = f"at most {MAX_CHANNELS} channels, {MAX_COLUMNS} columns and patches {MAX_WIDTH} wide"
         reasons.append(f"{length} pixels of {channels} channels to {width}: kernels exist for {limits}")
-    if 0 in (n, length, channels, width):
-        reasons.append("an empty patch has nothing to project")
-    return reasons
+    return reasons + (_empty(pixels) if width else _NOTHING)
+
+
+def _empty(pixels: Tensor) -> list[str]:
+    return _NOTHING if 0 in pixels.shape[1:] else []
 
 
 class _PixelsToPatches(torch.autograd.Function):
@@ -142,6 +160,25 @@ class _PixelsToPatches(torch.autograd.Function):
         )
 
 
+class _NativePixelsToPatches(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, pixels: Tensor, patches: Tensor, *rest: Any) -> Tensor:
+        *parameters, eps = rest
+        ctx.save_for_backward(pixels, *parameters)
+        ctx.eps = eps
+        return torch.ops.titn.pixels_to_patches_native(pixels, patches, *parameters, eps)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        pixels, *parameters = ctx.saved_tensors
+        if not any(needed for i, needed in enumerate(ctx.needs_input_grad) if i != 1):
+            return None, gradient, None, None, None, None, None
+        dpixels, *found = torch.ops.titn.pixels_to_patches_native_backward(gradient, pixels, *parameters, ctx.eps)
+        gradients = iter(found)
+        return dpixels, gradient, *(None if p is None else next(gradients) for p in parameters), None
+
+
 def _forward_fake(pixels: Tensor, patches: Tensor, *rest: Any) -> Tensor:
     return torch.empty_like(patches, memory_format=torch.contiguous_format)
 
@@ -151,6 +188,10 @@ def _backward_fake(gradient: Tensor, pixels: Tensor, passed: Tensor | None, *res
     dgamma, dbeta, dweight = (torch.empty(p.shape, dtype=torch.float32, device=p.device) for p in parameters)
     dpixels = torch.empty_like(pixels, memory_format=torch.contiguous_format)
     return dpixels, dgamma, dbeta, dweight, dweight.new_empty(dweight.shape[0])
+
+
+def _native_backward_fake(gradient: Tensor, pixels: Tensor, *rest: Any) -> list[Tensor]:
+    return [pixels.new_empty(pixels.shape), *(p.new_empty(p.shape) for p in rest[:4] if p is not None)]
 
 
 _LAUNCH = "titn.kernels.pixels_to_patches.launch"
@@ -166,3 +207,32 @@ register(
     f"{_LAUNCH}:backward",
     _backward_fake,
 )
+_NATIVE = "titn.kernels.pixels_to_patches.native"
+_PARAMETERS = "Tensor norm_weight, Tensor norm_bias, Tensor weight, Tensor? bias"
+register(
+    f"pixels_to_patches_native(Tensor pixels, Tensor patches, {_PARAMETERS}, float eps) -> Tensor",
+    f"{_NATIVE}:forward",
+    _forward_fake,
+    native=True,
+)
+register(
+    f"pixels_to_patches_native_backward(Tensor gradient, Tensor pixels, {_PARAMETERS}, float eps) -> Tensor[]",
+    f"{_NATIVE}:backward",
+    _native_backward_fake,
+    native=True,
+)
+
+
+def product_operations(pixels: tuple[int, ...], patches: tuple[int, ...]) -> int:
+    """Operations of a forward's product, two a multiply-accumulate, from the shapes [B, N, L, C] and [B, T, D]."""
+    return 2 * math.prod(pixels) * patches[2]
+
+
+@register_flop_formula(torch.ops.titn.pixels_to_patches_native)
+def _forward_operations(pixels: Any, patches: Any, *rest: Any, **_: Any) -> int:
+    return product_operations(pixels, patches)
+
+
+@register_flop_formula(torch.ops.titn.pixels_to_patches_native_backward)
+def _backward_operations(gradient: Any, pixels: Any, *rest: Any, **_: Any) -> int:
+    return 2 * product_operations(pixels, gradient)

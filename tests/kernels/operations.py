@@ -139,5 +139,12 @@ OPERATIONS = {
     "distillation_loss decoupled": Operation(partial(_loss, kind="decoupled"), _LOGITS, {}),
 }
 
-NATIVE_OPERATIONS = ("inner_block",)
+NATIVE_OPERATIONS = (
+    "inner_block",
+    "outer_block",
+    "outer_attention",
+    "layernorm_mlp",
+    "layernorm_mlp alone",
+    "pixels_to_patches",
+)
 """Those that the backend "native" has."""

@@ -170,10 +170,11 @@ def test_only_the_first_input_needs_a_gradient(operation: Operation, backend: st
     assert_close(found, expected, 1e-5)
 
 
-@each
+@pytest.mark.parametrize("name", [name for name in OPERATIONS if name != "outer_block of 80 tokens"])
 @CPU_ONLY
-def test_auto_on_the_cpu(operation: Operation) -> None:
-    """Native code where there is some, else the reference."""
+def test_auto_on_the_cpu(name: str) -> None:
+    """Native code where there is some, else the reference; half of it for more tokens (test_native_patches.py)."""
+    operation = OPERATIONS[name]
     inputs = operation.draw()
     is_native = operation in NATIVE and native.ABSENT is None
     assert torch.equal(operation.by("auto")(*inputs), operation.by("native" if is_native else "torch")(*inputs))

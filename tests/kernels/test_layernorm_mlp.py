@@ -297,9 +297,10 @@ def test_only_a_parameter_needs_a_gradient() -> None:
     assert_close(found, expected, 1e-5)
 
 
-def test_auto_is_torch_until_a_benchmark_says_otherwise() -> None:
+def test_auto_is_not_triton_until_a_benchmark_says_otherwise() -> None:
     inputs = present(make_inputs((2, 3), 12, 20))
-    assert torch.equal(layernorm_mlp(inputs[0], MlpWeights(*inputs[1:])), plain(*inputs))
+    if DEVICE != "cpu":  # there native code is the first choice (test_all_operations.py)
+        assert torch.equal(layernorm_mlp(inputs[0], MlpWeights(*inputs[1:])), plain(*inputs))
     assert "not yet shown to beat torch.compile: ask for it by name" in wide_reasons(
         inputs[0], "auto", dtype=torch.float32
     )

@@ -100,7 +100,7 @@ def result_of(trainer: Trainer, logits: Tensor, switches: Switches, macs: int, t
         wall_seconds=progress.wall_seconds,
         amp=str(switches.amp).removeprefix("torch.") if switches.amp else "off",
         compile=switches.compile,
-        kernels=switches.kernels,
+        kernels=switches.backend,
         device=describe(switches.device),
         torch=torch.__version__,
         commit=source_commit(),

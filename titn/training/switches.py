@@ -55,6 +55,11 @@ class Switches:
     rows: tuple[Switch, ...]
 
     @property
+    def backend(self) -> str:
+        """What of `kernels` runs here: "triton", "native" or "torch", where that was left to each operation."""
+        return next((row.value for row in self.rows if row.name == "kernels"), self.kernels)
+
+    @property
     def captured(self) -> bool:
         """Whether the whole step is one CUDA graph."""
         return self.cuda_graph and not self.compile
@@ -258,8 +263,8 @@ def _select_kernels(config: RunConfig, device: torch.device) -> Switch:
     tried = asked if asked != "auto" else "native" if device.type == "cpu" else "triton"
     if reasons[tried]:
         return Switch("kernels", "torch", False, tuple(f"{tried}: {why}" for why in reasons[tried]))
-    native = (f"{native_path()} code for the inner block, torch for the rest",) if tried == "native" else ()
-    return Switch("kernels", tried, True, native)
+    code = f"{native_path()} code for both streams' blocks and the projection between them, torch for the rest"
+    return Switch("kernels", tried, True, (code,) if tried == "native" else ())
 
 
 def _backend(config: RunConfig) -> str:
