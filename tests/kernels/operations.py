@@ -146,5 +146,6 @@ NATIVE_OPERATIONS = (
     "layernorm_mlp",
     "layernorm_mlp alone",
     "pixels_to_patches",
+    "passing_pixels",
 )
 """Those that the backend "native" has."""
