@@ -43,5 +43,5 @@ help:  ## this list
 	@touch $@
 
 .venv/.dev: .venv/.core
-	$(PIP) --editable '.[fast,dev]'
+	$(PIP) --editable '.[fast,docs,dev]'
 	@touch $@
