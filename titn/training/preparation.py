@@ -212,6 +212,7 @@ def check_fit(
 ) -> None:
     """Raise UserError for settings that do not go together: batch, optimiser, distillation, cached teacher."""
     check_optimizer(config.optimizer, module, switches.device)
+    augmentation_of(config, schedule.batch_size)
     if config.patience is not None and not dataset.validates:
         raise UserError(
             f"--patience needs a validation split, which {dataset.name} has not: test images decide nothing; take "

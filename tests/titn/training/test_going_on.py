@@ -91,7 +91,7 @@ def test_overwrite_replaces_a_run_and_nothing_else(run: Path) -> None:
     assert len(Run(run).metrics()) == 2
     train(config.changed(overwrite=True), console=QUIET)
     assert len(Run(run).metrics()) == 1
-    assert "overwrite" not in (run / "config.yaml").read_text()
+    assert "overwrite:" not in (run / "config.yaml").read_text()
     assert [path.name for path in run.parent.iterdir()] == ["copy"]
     (run / "config.yaml").unlink()
     with pytest.raises(UserError, match="is no run and is left as it is"):
