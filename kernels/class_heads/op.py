@@ -60,8 +60,9 @@ def class_heads(
     if not 1 <= pooled < x.shape[1]:
         raise ValueError(f"class_heads: {pooled} pooled tokens are not within 1 to {x.shape[1] - 1}")
     classes, width = heads[0].weight.shape[0], x.shape[2]
-    for head in heads:
-        check_shapes("class_heads", head._fields, head, ((width,), (width,), (classes, width), (classes,)))
+    for name, head in zip(("class", "distillation"), heads, strict=True):
+        shapes = ((width,), (width,), (classes, width), (classes,))
+        check_shapes(f"class_heads, {name} head", head._fields, head, shapes)
     dtype = autocast_dtype(x.device.type) or x.dtype
     reasons = {
         "triton": lambda: wide_reasons(x, backend, *heads[0], *heads[1], dtype=dtype),

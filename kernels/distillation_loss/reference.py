@@ -138,4 +138,4 @@ def sums(
         if indices is not None:
             decision = indices.gather(1, decision[:, None])[:, 0]
         agreed = (distillation_logits.argmax(1) == decision).sum()
-    return torch.stack([loss.double() * len(labels), correct.double(), agreed.double()])
+    return torch.stack([loss.double() * labels.shape[0], correct.double(), agreed.double()])

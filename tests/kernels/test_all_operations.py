@@ -204,6 +204,6 @@ def test_weights_that_do_not_fit(operation: Operation, backend: str) -> None:
     for i, (name, shape) in enumerate(operation.parameters.items(), start=len(operation.tokens)):
         inputs = operation.draw()
         inputs[i] = torch.zeros(*shape[:-1], shape[-1] + 1, device=DEVICE)
-        short = name.replace("norm1", "norm").replace("norm2", "norm")
+        short = name.replace("norm1", "norm").replace("norm2", "norm").removeprefix("other_")
         with pytest.raises(ValueError, match=rf"{short} must have shape \[[\d, ]+\], not \[[\d, ]+\]"):
             operation.by(backend)(*inputs)
