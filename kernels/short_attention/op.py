@@ -49,20 +49,20 @@ class _PackedAttention(torch.autograd.Function):
 
 
 def _triton_reasons(q: Tensor, length: int, scale: float, backend: str) -> list[str]:
-    why = triton_reasons(q, backend) + attention_limits(q, length, q.shape[-1], q.dtype)
+    why = triton_reasons(q, backend)
     if scale <= 0:
         why.append(f"scale {scale}, the kernels take positive ones")
-    return why
+    return why or attention_limits(q, length, q.shape[-1], q.dtype)
 
 
 def attention_limits(x: Tensor, length: int, width: int, dtype: torch.dtype) -> list[str]:
-    """Why the kernels cannot attend among `length` tokens with heads of `width` channels in `dtype`, where x lies."""
+    """Why the kernels cannot attend among `length` tokens with heads of `width` channels in `dtype` on x's GPU."""
     why = []
     if not 1 <= length <= MAX_TOKENS:
         why.append(f"{length} tokens, the kernels take 1 to {MAX_TOKENS}")
     if not 1 <= width <= MAX_HEAD_DIMENSION:
         why.append(f"head dimension {width}, the kernels take 1 to {MAX_HEAD_DIMENSION}")
-    if not why and not interpreting() and x.is_cuda:
+    if not why and not interpreting():
         why += _device_limits(dtype, length, width, shared_memory(x))
     return why
 

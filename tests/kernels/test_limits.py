@@ -45,6 +45,7 @@ from titn.kernels import BackendUnavailable, inner_block, outer_attention, pixel
 
 SECONDS, SHARED, PLAN = int(sys.argv[1]), json.loads(sys.argv[2]), json.loads(sys.argv[3])
 TYPES = {torch.float32: "*fp32", torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.int64: "*i64"}
+TYPES |= {torch.float64: "*fp64", torch.int32: "*i32"}
 used = []
 
 def compile_instead(self, *arguments, grid, warmup, **named):
