@@ -48,9 +48,10 @@ def test_equal_weights_change_nothing(kind: Any, smoothing: float) -> None:
 def test_weights_are_those_of_torch_before_its_division() -> None:
     batch, one, *_ = mixed()
     weights = torch.tensor([0.5, 2.0, 0.0], dtype=torch.float64)
-    loss = distillation_objective("none", class_weights=weights)(batch, one, None, None)
+    loss, sums = distillation_objective("none", class_weights=weights)(batch, one, None, None)
     by_torch = [F.cross_entropy(one, labels, weights, reduction="none") for labels in (batch.labels_a, batch.labels_b)]
     torch.testing.assert_close(loss, (batch.lam * by_torch[0] + (1 - batch.lam) * by_torch[1]).mean())
+    assert sums[0].item() == pytest.approx(len(batch.lam) * loss.item())
 
 
 def test_balanced_weights_give_every_class_the_same_share() -> None:
