@@ -93,7 +93,7 @@ def test_files_that_are_no_state_dict(tmp_path: Path) -> None:
         "harmful archive": lambda: torch.save({"0.0.weight": Harmful(trace)}, path),
         "whole module": lambda: torch.save(module, path),
         "list": lambda: torch.save([torch.zeros(3)], path),
-        "nested": lambda: torch.save({"state_dict": module.state_dict()}, path),
+        "list inside": lambda: torch.save({"state_dict": [torch.zeros(3)]}, path),
         "empty dict": lambda: torch.save({}, path),
         "empty file": lambda: path.write_bytes(b""),
         "text": lambda: path.write_text("no weights\n" * 50),
