@@ -95,7 +95,6 @@ CONFIGURATIONS: dict[tuple[str, str, int], Mapping[str, int]] = {
     ("outer_block.forward", "640", 90): {"num_warps": 8, "num_stages": 2, "rows": 64, "columns": 64, "block": 32},
     ("outer_block.forward", "fp32", 0): {"num_warps": 8, "num_stages": 1, "rows": 16, "columns": 64, "block": 16},
     ("outer_block.backward", "192", 0): {"num_warps": 8, "num_stages": 2, "rows": 64, "columns": 64, "block": 64},
-    ("outer_block.backward", "192", 80): {"num_warps": 8, "num_stages": 3, "rows": 128, "columns": 64, "block": 64},
     ("outer_block.backward", "192", 90): {"num_warps": 8, "num_stages": 3, "rows": 128, "columns": 64, "block": 64},
     ("outer_block.backward", "192", 100): {"num_warps": 8, "num_stages": 3, "rows": 128, "columns": 64, "block": 64},
     ("outer_block.backward", "384", 0): {"num_warps": 8, "num_stages": 2, "rows": 64, "columns": 64, "block": 32},
