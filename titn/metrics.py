@@ -1,8 +1,13 @@
-"""Exact classification metrics over a whole test set, never averages of batch means."""
+"""Exact classification metrics over a whole test set, never averages of batch means; intervals of means over runs."""
 
 from __future__ import annotations
 
+import math
+import statistics
+from collections.abc import Sequence
+
 import torch
+from scipy.stats import t as student_t  # type: ignore[import-untyped]
 from torch import Tensor
 from torchmetrics.functional.classification import (
     multiclass_confusion_matrix,
@@ -69,3 +74,12 @@ def _ranked(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     if targets.min() < 0 or targets.max() >= logits.shape[1]:
         raise ValueError(f"labels must lie in 0..{logits.shape[1] - 1}, got {targets.min()}..{targets.max()}")
     return logits.argsort(dim=1, descending=True, stable=True), targets
+
+
+def confidence_interval(values: Sequence[float]) -> list[float] | None:
+    """The two ends of the 95 % interval of the mean, by Student's t; None for fewer than two values."""
+    if len(values) < 2:
+        return None
+    mean = statistics.fmean(values)
+    half = float(student_t.ppf(0.975, len(values) - 1)) * statistics.stdev(values) / math.sqrt(len(values))
+    return [mean - half, mean + half]

@@ -20,9 +20,9 @@ from typing import Any
 from bench.report.chapters import CHAPTERS
 from bench.report.charts import drawable, fingerprint, svg
 from bench.report.numbers import interval95, number, times
-from bench.report.render import NONE, Table, cell, markdown
+from bench.report.render import NONE, Row, Table, cell, markdown
 from bench.report.results import Device, Found, read_results
-from bench.report.sections import fast_throughput, kernel_gain, timed
+from bench.report.sections import FAST, fast_throughput, kernel_gain, measured, timed, to_fresh
 from titn.errors import OneLineParser, UserError, command
 from titn.files import write_atomic
 from titn.provenance import ROOT
@@ -148,26 +148,41 @@ def _headlines(device: Device) -> Iterator[tuple[tuple[str, str], Found]]:
         for found in device.of(name):
             if not found.empty and (cells := row(found, device)):
                 yield cells, found
+    for found in device.of("cpu"):
+        if not found.empty:
+            yield from ((row, found) for row in _cpu(found))
     for found in device.accuracy:
         if found.data["runs"] and found.data["split"] == "test":
             yield _accuracy(found), found
+    for found in device.of("bank"):
+        if not found.empty and (words := _bank(found)):
+            yield words, found
 
 
 def _throughput(found: Found, device: Device) -> tuple[str, str] | None:
     best = fast_throughput(found.data)
     if best is None:
         return None
-    ratio = best["ratio_to_timm"]
     precision = best.get("precision", found.data["precision"])
     name = best["contender"] if precision in best["contender"] else f"{best['contender']}, {precision}"
+    return f"training, {name}, {best['batch_size']:,} images per step", _speed(best)
+
+
+def _cpu(found: Found) -> Iterator[tuple[str, str]]:
+    for row in measured(found.data):
+        if row["contender"] == FAST:
+            threads = f"{row['threads']} thread{'s' if row['threads'] > 1 else ''}"
+            yield f"{row['work']}, {FAST}, {threads}, {row['batch_size']:,} images per step", _speed(row)
+
+
+def _speed(row: Row) -> str:
+    """Images per second, and how many times those of timm's fastest."""
+    ratio = row["ratio_to_timm"]
     words = times(ratio).removesuffix(")") + f" over {ratio['repetitions']} interleaved rounds)"
     against = "to timm's fastest TNT" if words.startswith("no") else "times timm's fastest TNT"
     interval = words.index("(")
-    return (
-        f"training, {name}, {best['batch_size']:,} images per step",
-        f"{number(best['images_per_second']['median'])} images per second, "
-        f"{words[:interval]}{against} {words[interval:]}",
-    )
+    rate = number(row["images_per_second"]["median"])
+    return f"{rate} images per second, {words[:interval]}{against} {words[interval:]}"
 
 
 def _kernels(found: Found, device: Device) -> tuple[str, str] | None:
@@ -195,6 +210,21 @@ def _accuracy(found: Found) -> tuple[str, str]:
     return (
         f"accuracy, {data['dataset']}, {data['split']} split, {data['epochs']} epochs",
         f"top-1 {100 * data['mean']:.2f}%, last epoch, {seeds}, {spread}",
+    )
+
+
+def _bank(found: Found) -> tuple[str, str] | None:
+    """What repeating the augmentation of a few epochs costs; only where it was compared with fresh ones."""
+    data = found.data
+    compared = [row for row in data["rows"] if row["to_fresh"] is not None]
+    if not compared:
+        return None
+    fewest = min(len(row["runs"]) for row in compared)
+    return (
+        f"augmentation of K epochs in turn, {data['dataset']}, {data['epochs']} epochs, development split",
+        "points of top-1 to always fresh: "
+        + ", ".join(f"K = {row['bank']}: {to_fresh(row)}" for row in compared)
+        + f"; {fewest} seed{'s' if fewest > 1 else ''}",
     )
 
 

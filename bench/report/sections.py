@@ -101,7 +101,7 @@ def choices(sections: Sequence[Row]) -> list[str]:
 # Views
 
 
-def _measured(data: Row) -> list[Row]:
+def measured(data: Row) -> list[Row]:
     return [row for row in data["rows"] if "images_per_second" in row]
 
 
@@ -116,11 +116,11 @@ def throughput(data: Row) -> list[Block]:
         ("again, warm caches, s:", lambda row: seconds(row["warm_start_seconds"])),
     ]
     left = ((f"{row['contender']}, {row['batch_size']} images per step", row.get("reason")) for row in data["rows"])
-    return [Table.of(_measured(data), columns), LeftOut.of("Not measured", left)]
+    return [Table.of(measured(data), columns), LeftOut.of("Not measured", left)]
 
 
 def waterfall(data: Row) -> list[Block]:
-    rows = _measured(data)
+    rows = measured(data)
     columns: Columns = [
         ("step", lambda row: row["name"]),
         ("switch", lambda row: f"`{row['switch']}`" if row["switch"] else ""),
@@ -153,7 +153,7 @@ def pipelines(data: Row) -> list[Block]:
     ]
     left = ((f"{row['source']}, {row['batch_size']} images per batch", row.get("reason")) for row in data["rows"])
     title = f"{data['images']:,} images of {data['dataset']}; loaders with {data['workers']} processes"
-    return [Table.of(_measured(data), columns, title), LeftOut.of("Not measured", left)]
+    return [Table.of(measured(data), columns, title), LeftOut.of("Not measured", left)]
 
 
 def _apart(pair: str, row: Row) -> str:
@@ -203,7 +203,7 @@ def cpu(data: Row) -> list[Block]:
     )
     return [
         f"Native code: {data['path']}.",
-        Table.of(_measured(data), columns),
+        Table.of(measured(data), columns),
         Table.of(data["operations"], operation),
         LeftOut.of("Not measured", left),
     ]
@@ -214,7 +214,7 @@ def _axis(row: Row) -> str:
 
 
 def scaling(data: Row) -> list[Block]:
-    rows = _measured(data)
+    rows = measured(data)
     columns: Columns = [
         ("axis", _axis),
         ("value:", lambda row: f"{row['value']:,}"),
@@ -415,22 +415,24 @@ def accuracy(sections: Sequence[Row]) -> list[Block]:
     return [Table.of(pairs, columns), Table.of(runs, run_columns, f"All {len(runs)} runs")]
 
 
-def bank(data: Row) -> list[Block]:
-    def difference(row: Row) -> str:
-        pair = row["to_fresh"]
-        if pair is None:
-            return NONE
-        ends = pair["interval95"]
-        words = "one pair" if ends is None else f"{100 * ends[0]:+.2f} to {100 * ends[1]:+.2f}"
-        return f"{100 * pair['mean']:+.2f} ({words})"
+def to_fresh(row: Row) -> str:
+    """Points of top-1 between a row of the bank and always fresh augmentation, with their interval."""
+    pair = row["to_fresh"]
+    if pair is None:
+        return NONE
+    ends = pair["interval95"]
+    words = "one pair" if ends is None else f"{100 * ends[0]:+.2f} to {100 * ends[1]:+.2f}"
+    return f"{100 * pair['mean']:+.2f} ({words})"
 
+
+def bank(data: Row) -> list[Block]:
     columns: Columns = [
         ("epochs of augmentation", lambda row: "always fresh" if row["bank"] is None else f"{row['bank']} in turn"),
         ("each seen, times:", lambda row: "1" if row["bank"] is None else number(data["epochs"] / row["bank"])),
         ("seeds:", lambda row: f"{len(row['runs'])} of {data['planned_seeds']}"),
         ("top-1, last epoch:", lambda row: NONE if row["mean"] is None else f"{100 * row['mean']:.2f}%"),
         ("of each seed", lambda row: ", ".join(f"{100 * run['top1']:.2f}%" for run in row["runs"]) or NONE),
-        ("points to fresh, same seed:", difference),
+        ("points to fresh, same seed:", to_fresh),
     ]
     settings, teacher = data["settings"], data["teacher"]
     words = (

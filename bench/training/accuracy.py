@@ -21,13 +21,13 @@ from typing import Any, Literal
 
 import torch
 from rich.console import Console
-from scipy.stats import t as student_t  # type: ignore[import-untyped]
 
 from bench import options
 from bench.options import Setting
 from titn.config import RunConfig, TrainConfig
 from titn.data.dataset import Dataset, development_split, load_dataset
 from titn.errors import Interrupted, UserError, command
+from titn.metrics import confidence_interval
 from titn.network import NetworkSpec
 from titn.teachers.architectures import TEACHERS
 from titn.teachers.find import find_teacher, load_teacher
@@ -144,21 +144,12 @@ def measure(
                 notes.append(f"seed {seed} failed: {error}")
                 at.say(notes[-1])
         values = [run["top1"] for run in runs]
-        section |= {"mean": statistics.fmean(values) if values else None, "interval95": interval(values)}
+        section |= {"mean": statistics.fmean(values) if values else None, "interval95": confidence_interval(values)}
         section["note"] = "; ".join(notes)
         at.save("accuracy", section)
         if notes and "left out" in notes[-1]:
             break
     return section
-
-
-def interval(values: list[float]) -> list[float] | None:
-    """The 95 % interval of the mean by Student's t; None for fewer than two values."""
-    if len(values) < 2:
-        return None
-    mean = statistics.fmean(values)
-    half = float(student_t.ppf(0.975, len(values) - 1)) * statistics.stdev(values) / math.sqrt(len(values))
-    return [mean - half, mean + half]
 
 
 def shared_teacher(config: TrainConfig, data: Dataset, console: Console) -> tuple[TrainConfig, Section | None]:

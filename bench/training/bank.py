@@ -26,12 +26,12 @@ from rich.console import Console
 
 from bench import options
 from bench.options import Setting
-from bench.training.accuracy import MACHINE, TOY, interval, shared_teacher
+from bench.training.accuracy import MACHINE, TOY, shared_teacher
 from titn.config import TrainConfig
 from titn.data.dataset import Dataset, development_split, load_dataset
 from titn.data.splits import balanced_subset
 from titn.errors import Interrupted, command
-from titn.metrics import classification_metrics
+from titn.metrics import classification_metrics, confidence_interval
 from titn.network import load_network
 from titn.train import train
 from titn.training import checkpoint
@@ -159,7 +159,9 @@ def rows_of(scores: dict[int | None, dict[int, float]]) -> list[Row]:
                 "bank": bank,
                 "runs": [{"seed": seed, "top1": top1} for seed, top1 in sorted(own.items())],
                 "mean": statistics.fmean(own.values()) if own else None,
-                "to_fresh": {"mean": statistics.fmean(pairs), "interval95": interval(pairs)} if pairs else None,
+                "to_fresh": {"mean": statistics.fmean(pairs), "interval95": confidence_interval(pairs)}
+                if pairs
+                else None,
             }
         )
     return rows

@@ -19,6 +19,7 @@ from titn.config import TrainConfig
 from titn.data.dataset import development_split, load_dataset
 from titn.data.splits import stratified_development_rows
 from titn.errors import UserError
+from titn.metrics import confidence_interval
 from titn.train import train
 from titn.training import checkpoint
 from titn.training.run import Run
@@ -153,10 +154,10 @@ def test_the_development_split_is_a_fixed_stratified_tenth_of_the_training_image
 
 
 def test_the_interval_is_students() -> None:
-    low, high = accuracy.interval([0.5, 0.6, 0.7]) or (0.0, 0.0)
+    low, high = confidence_interval([0.5, 0.6, 0.7]) or (0.0, 0.0)
     half = 4.302653 * 0.1 / 3**0.5  # t of two degrees of freedom at 97.5 %, from a table
     assert (low, high) == (pytest.approx(0.6 - half), pytest.approx(0.6 + half))
-    assert accuracy.interval([0.7]) is None
+    assert confidence_interval([0.7]) is None
 
 
 def test_epochs_follow_from_the_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

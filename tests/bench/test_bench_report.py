@@ -337,6 +337,18 @@ def test_a_bank_is_compared_with_fresh_augmentation(checkout: Path) -> None:
     assert "cifar10: 3,000 training images, 48 epochs, titn with 2 blocks, adamw at 0.001, 64 images per step" in text
     assert "| 16 in turn | 3.00 | 2 of 3 | 51.12% | 51.25%, 51.00% | -1.00 (-3.00 to +1.00) |" in text
     assert "| always fresh | 1 | 1 of 3 | 52.00% | 52.00% | – |" in text
+    readme = (checkout / "README.md").read_text()
+    assert "points of top-1 to always fresh: " in readme and "K = 16: -1.00 (-3.00 to +1.00)" in readme
+
+
+def test_the_readme_names_training_and_prediction_on_a_cpu(checkout: Path) -> None:
+    add(checkout, SECTIONS, 3)
+    assert run(checkout) == 0
+    readme = (checkout / "README.md").read_text()
+    ours = [row for row in SECTIONS["cpu"]["rows"] if row["contender"] == "titn --fast" and "images_per_second" in row]
+    assert ours
+    for row in ours:
+        assert f"| {row['work']}, titn --fast, {row['threads']} thread" in readme
 
 
 def test_choices_on_a_development_split_are_listed_by_what_distinguishes_them(checkout: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import statistics
 from collections.abc import Callable
 from dataclasses import fields
@@ -12,10 +11,10 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
-from scipy.stats import t as student_t  # type: ignore[import-untyped]
 
 from titn.config import Config, RunConfig
 from titn.errors import UserError
+from titn.metrics import confidence_interval
 from titn.training.result import Result
 from titn.training.run import Run, default_name
 
@@ -65,10 +64,10 @@ def show_together(results: list[Result], console: Console) -> None:
 def in_words(values: list[float]) -> str:
     """Mean and 95 % interval of the mean (Student's t) of shares."""
     mean = statistics.fmean(values)
-    if len(values) < 2:
+    ends = confidence_interval(values)
+    if ends is None:
         return f"{mean:.2%} (one run)"
-    half = float(student_t.ppf(0.975, len(values) - 1)) * statistics.stdev(values) / math.sqrt(len(values))
-    return f"{mean:.2%}, {len(values)} seeds, 95% interval of the mean {mean - half:.2%} to {mean + half:.2%}"
+    return f"{mean:.2%}, {len(values)} seeds, 95% interval of the mean {ends[0]:.2%} to {ends[1]:.2%}"
 
 
 def _check_same(wanted: RunConfig, run: Run) -> None:
