@@ -125,6 +125,13 @@ CHAPTERS = {
         sections.accuracy,
         "accuracy",
     ),
+    "grid": Chapter(
+        "Which settings pay",
+        "Short trainings on a part of the training images, one change of settings at a time, with the base's seeds, "
+        "teacher and number of images. Differences are taken seed by seed, in points of top-1; the interval is "
+        "Student's t: where it spans 0, no difference is claimed.",
+        sections.grid,
+    ),
     "bank": Chapter(
         "Repeating a few epochs of augmentation",
         "`--bank K` repeats the augmentation of K epochs in turn, so that K stored epochs of the teacher's answers "

@@ -22,7 +22,7 @@ from bench.report.charts import drawable, fingerprint, svg
 from bench.report.numbers import interval95, number, times
 from bench.report.render import NONE, Row, Table, cell, markdown
 from bench.report.results import Device, Found, read_results
-from bench.report.sections import FAST, fast_throughput, kernel_gain, measured, timed, to_fresh
+from bench.report.sections import FAST, fast_throughput, kernel_gain, measured, points, timed
 from titn.errors import OneLineParser, UserError, command
 from titn.files import write_atomic
 from titn.provenance import ROOT
@@ -223,7 +223,7 @@ def _bank(found: Found) -> tuple[str, str] | None:
     return (
         f"augmentation of K epochs in turn, {data['dataset']}, {data['epochs']} epochs, development split",
         "points of top-1 to always fresh: "
-        + ", ".join(f"K = {row['bank']}: {to_fresh(row)}" for row in compared)
+        + ", ".join(f"K = {row['bank']}: {points(row['to_fresh'])}" for row in compared)
         + f"; {fewest} seed{'s' if fewest > 1 else ''}",
     )
 

@@ -415,9 +415,8 @@ def accuracy(sections: Sequence[Row]) -> list[Block]:
     return [Table.of(pairs, columns), Table.of(runs, run_columns, f"All {len(runs)} runs")]
 
 
-def to_fresh(row: Row) -> str:
-    """Points of top-1 between a row of the bank and always fresh augmentation, with their interval."""
-    pair = row["to_fresh"]
+def points(pair: Row | None) -> str:
+    """Points of top-1 between trainings of the same seeds, with the interval of their mean."""
     if pair is None:
         return NONE
     ends = pair["interval95"]
@@ -430,15 +429,36 @@ def bank(data: Row) -> list[Block]:
         ("epochs of augmentation", lambda row: "always fresh" if row["bank"] is None else f"{row['bank']} in turn"),
         ("each seen, times:", lambda row: "1" if row["bank"] is None else number(data["epochs"] / row["bank"])),
         ("seeds:", lambda row: f"{len(row['runs'])} of {data['planned_seeds']}"),
-        ("top-1, last epoch:", lambda row: NONE if row["mean"] is None else f"{100 * row['mean']:.2f}%"),
-        ("of each seed", lambda row: ", ".join(f"{100 * run['top1']:.2f}%" for run in row["runs"]) or NONE),
-        ("points to fresh, same seed:", to_fresh),
+        ("top-1, last epoch:", lambda row: top1(row["mean"])),
+        ("of each seed", lambda row: ", ".join(top1(run["top1"]) for run in row["runs"]) or NONE),
+        ("points to fresh, same seed:", lambda row: points(row["to_fresh"])),
     ]
+    return [_trainings(data, data["epochs"]), Table.of(data["rows"], columns)]
+
+
+def grid(data: Row) -> list[Block]:
+    columns: Columns = [
+        ("change", lambda row: "none: the base" if row["change"] is None else f"`{row['change']}`"),
+        ("seeds:", lambda row: f"{len(row['runs'])} of {data['planned_seeds']}"),
+        ("top-1, last epoch:", lambda row: top1(row["mean"])),
+        ("of each seed", lambda row: ", ".join(top1(run["top1"]) for run in row["runs"]) or NONE),
+        ("averaged weights:", lambda row: top1(row["average_mean"])),
+        ("points to the base, same seed:", lambda row: points(row["to_base"])),
+    ]
+    return [_trainings(data, data["settings"]["epochs"]), Table.of(data["rows"], columns)]
+
+
+def top1(share: float | None) -> str:
+    return NONE if share is None else f"{100 * share:.2f}%"
+
+
+def _trainings(data: Row, epochs: int) -> str:
+    """What the trainings of a grid have in common."""
     settings, teacher = data["settings"], data["teacher"]
-    words = (
-        f"{data['dataset']}: {data['train_images']:,} training images, {data['epochs']} epochs, "
-        f"{settings['model']} with {settings['depth']} blocks, {settings['optimizer']} at {settings['lr']:g}, "
+    taught = f"Teacher: {teacher['name']}, {top1(teacher['top1'])}." if teacher else "No teacher."
+    return (
+        f"{data['dataset']}: {data['train_images']:,} training images, {epochs} epochs, "
+        f"{settings['model']} with {settings['depth']} blocks, {settings['optimizer']} at {settings['lr']}, "
         f"{settings['batch_size']} images per step; judged on {data['development_images']:,} held-out training images. "
-        f"Teacher: {teacher['name']}, {100 * teacher['top1']:.2f}%."
+        f"{taught}"
     )
-    return [words, Table.of(data["rows"], columns)]

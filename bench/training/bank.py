@@ -12,31 +12,19 @@ left to it: start the command twice to train two at once, and once more to colle
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
-import json
-import statistics
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from rich.console import Console
 
 from bench import options
 from bench.options import Setting
 from bench.training.accuracy import MACHINE, TOY, shared_teacher
+from bench.training.paired import Row, difference, digest_of, mean_of, part_of, top1_of, trained
 from titn.config import TrainConfig
-from titn.data.dataset import Dataset, development_split, load_dataset
-from titn.data.splits import balanced_subset
-from titn.errors import Interrupted, command
-from titn.metrics import classification_metrics, confidence_interval
-from titn.network import load_network
-from titn.train import train
-from titn.training import checkpoint
-from titn.training.run import Run, RunInUse
-from titn.training.trainer import test_logits
+from titn.data.dataset import development_split, load_dataset
+from titn.errors import command
+from titn.training.run import RunInUse
 
 BANKS = (None, 16, 4, 1)
 """Epochs of augmentation; None: always fresh. The cache that the first fills serves the others."""
@@ -58,8 +46,6 @@ STUDENT: dict[str, Any] = {
 }
 """Settings that differ from the recipe: two blocks and one image of fifty, so that two CPU cores train twelve
 students in half an hour."""
-
-Row = dict[str, Any]
 
 
 def measure(at: Setting, config: TrainConfig, seeds: int, images: int) -> dict[str, Any]:
@@ -89,8 +75,7 @@ def measure(at: Setting, config: TrainConfig, seeds: int, images: int) -> dict[s
         "settings": settings,
         "planned_seeds": seeds,
     }
-    same = json.dumps([settings, data.identity(), section["teacher"]], sort_keys=True)
-    digest = hashlib.sha256(same.encode()).hexdigest()[:8]
+    digest = digest_of(settings, data.identity(), section["teacher"])
     scores: dict[int | None, dict[int, float]] = {bank: {} for bank in BANKS}
     commits: set[str] = set()
     for seed in range(seeds):
@@ -108,60 +93,17 @@ def measure(at: Setting, config: TrainConfig, seeds: int, images: int) -> dict[s
     return section | {"commits": sorted(commits), "rows": rows_of(scores)}
 
 
-def part_of(whole: Dataset, images: int, watched: int) -> Dataset:
-    """The data set with a balanced part of its training and of its test images."""
-    kept, seen = balanced_subset(whole.train_labels, images), balanced_subset(whole.test_labels, watched)
-    return dataclasses.replace(
-        whole,
-        train_images=whole.train_images[kept],
-        train_labels=whole.train_labels[kept],
-        train_keys=None if whole.train_keys is None else whole.train_keys[kept],
-        test_images=whole.test_images[seen],
-        test_labels=whole.test_labels[seen],
-        fingerprint="",
-    )
-
-
-def trained(config: TrainConfig, data: Dataset, console: Console) -> Run:
-    """The finished run of `config`, whose name stands for its settings and data; begun or taken up if need be.
-
-    Raises:
-        RunInUse: another process trains it.
-        Interrupted: stopped; the command goes on where it was.
-    """
-    run = Run(Path(config.runs_dir).expanduser() / str(config.name))
-    there = (run.folder / "config.yaml").is_file()
-    if there and run.result() is not None:
-        return run
-    begun = TrainConfig(resume=str(run.folder), device=config.device, data_dir=config.data_dir) if there else config
-    try:
-        train(begun, console=console, dataset=data)
-    except Interrupted as stopped:
-        raise Interrupted(stopped.signal_number, "stopped, everything is saved; the same command goes on") from None
-    return run
-
-
-def top1_of(run: Run, whole: Dataset, device: torch.device) -> float:
-    """Accuracy of the last epoch's weights on all of the development split, 0 to 1."""
-    module, _ = load_network(run.newest_checkpoint() / checkpoint.MODEL)
-    logits = test_logits(module.to(device), whole, device)
-    return classification_metrics(logits, torch.from_numpy(np.asarray(whole.test_labels)))["top1"]
-
-
 def rows_of(scores: dict[int | None, dict[int, float]]) -> list[Row]:
     """The rows of the section from the accuracy of each seed."""
     rows: list[Row] = []
     for bank in reversed(BANKS):
         own, fresh = scores[bank], scores[None]
-        pairs = [own[seed] - fresh[seed] for seed in own if seed in fresh] if bank is not None else []
         rows.append(
             {
                 "bank": bank,
                 "runs": [{"seed": seed, "top1": top1} for seed, top1 in sorted(own.items())],
-                "mean": statistics.fmean(own.values()) if own else None,
-                "to_fresh": {"mean": statistics.fmean(pairs), "interval95": confidence_interval(pairs)}
-                if pairs
-                else None,
+                "mean": mean_of(own),
+                "to_fresh": None if bank is None else difference(own, fresh),
             }
         )
     return rows

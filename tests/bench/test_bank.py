@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 
 from bench.training import bank
 from bench.training.accuracy import TOY
+from bench.training.paired import part_of, top1_of, trained
 from titn.config import TrainConfig
 from titn.data.dataset import development_split, load_dataset
 from titn.training import checkpoint
@@ -46,7 +47,7 @@ def test_trainings_differ_in_the_bank_only_and_are_trained_once(tmp_path: Path) 
 
 def test_the_last_epoch_is_judged_on_the_whole_development_split(tmp_path: Path) -> None:
     whole = development_split(load_dataset("digits"))
-    data = bank.part_of(whole, 96, 20)
+    data = part_of(whole, 96, 20)
     assert len(data.train_labels) == 96 and len(data.test_labels) == 20
     learned, held_out = ({image.tobytes() for image in images} for images in (data.train_images, whole.test_images))
     assert learned <= {image.tobytes() for image in whole.train_images} and not learned & held_out
@@ -56,25 +57,25 @@ def test_the_last_epoch_is_judged_on_the_whole_development_split(tmp_path: Path)
         name="one",
         device="cpu",
     )
-    run = bank.trained(config, data, QUIET)
-    right = bank.top1_of(run, whole, torch.device("cpu")) * len(whole.test_labels)
+    run = trained(config, data, QUIET)
+    right = top1_of(run, whole, torch.device("cpu")) * len(whole.test_labels)
     assert right == pytest.approx(round(right)), "a number of images of the whole split"
 
 
 def test_a_training_is_left_to_who_has_it_and_taken_up_after(tmp_path: Path) -> None:
-    data = bank.part_of(development_split(load_dataset("digits")), 96, 20)
+    data = part_of(development_split(load_dataset("digits")), 96, 20)
     config = TrainConfig(
         **{"dataset": "digits", **TOY, "limit_train": None, "teacher": "none"},
         runs_dir=str(tmp_path),
         name="one",
         device="cpu",
     )
-    finished = bank.trained(config, data, QUIET)
+    finished = trained(config, data, QUIET)
     (finished.folder / "result.json").unlink()
     finished.newest_checkpoint().rename(tmp_path / "gone")
     with Run(finished.folder), pytest.raises(RunInUse):
-        bank.trained(config, data, QUIET)
-    again = bank.trained(config, data, QUIET)
+        trained(config, data, QUIET)
+    again = trained(config, data, QUIET)
     assert again.result() is not None and len(again.metrics()) == TOY["epochs"]
     for name in (checkpoint.MODEL, "state.safetensors"):
         one, other = (load_file(folder / name) for folder in (again.newest_checkpoint(), tmp_path / "gone"))
