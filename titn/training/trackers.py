@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -44,6 +45,16 @@ class TensorBoard(Callback):
             self._events.close()
 
 
+@contextmanager
+def _beginning(package: str) -> Iterator[None]:
+    """What a tracker says when it cannot begin, in one line: no login, no server, a store that it no longer takes."""
+    try:
+        yield
+    except Exception as error:  # of any tracker, of any kind
+        said = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(f"--tracker {package} could not begin: {said}") from error
+
+
 class WandbLike(Callback):
     """Weights & Biases, and trackio, which speaks as it does. A resumed run goes on under its name."""
 
@@ -57,7 +68,8 @@ class WandbLike(Callback):
             options |= {"dir": str(run.folder), "id": run.folder.name, "resume": "allow"}
         else:
             options |= {"resume": "allow"}
-        self._module.init(**options)
+        with _beginning(self.package):
+            self._module.init(**options)
 
     def on_epoch(self, line: dict[str, Any]) -> None:
         self._module.log(numbers(line), step=line["epoch"])
@@ -76,9 +88,10 @@ class Mlflow(Callback):
         self._mlflow: Any = importlib.import_module("mlflow")
 
     def on_begin(self, run: Run, config: RunConfig, epoch: int) -> None:
-        self._mlflow.set_experiment(PROJECT)
-        self._mlflow.start_run(run_name=run.folder.name)
-        self._mlflow.log_params({name: _text(value) for name, value in asdict(config).items()})
+        with _beginning("mlflow"):
+            self._mlflow.set_experiment(PROJECT)
+            self._mlflow.start_run(run_name=run.folder.name)
+            self._mlflow.log_params({name: _text(value) for name, value in asdict(config).items()})
 
     def on_epoch(self, line: dict[str, Any]) -> None:
         self._mlflow.log_metrics(numbers(line), step=line["epoch"])

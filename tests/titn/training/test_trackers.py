@@ -13,6 +13,7 @@ from rich.console import Console
 from titn.config import TrainConfig
 from titn.errors import UserError
 from titn.train import train
+from titn.training import trackers
 from titn.training.run import Run
 
 SMALL = TrainConfig(limit_train=64, depth=1, epochs=2, batch_size=32, teacher="none", device="cpu", name="run")
@@ -87,3 +88,9 @@ def test_a_tracker_takes_every_epoch(name: str, tmp_path: Path) -> None:
         assert file.stat().st_size > 1000
     else:
         assert list((tmp_path / "trackio").glob("*titn*"))
+
+
+def test_a_tracker_that_cannot_begin_is_one_line() -> None:
+    with pytest.raises(UserError, match=r"^--tracker mlflow could not begin: no server; is it up\?$"):
+        with trackers._beginning("mlflow"):
+            raise ConnectionError("no server;\n  is it up?")
