@@ -26,16 +26,17 @@ from titn.cli import parse
 from titn.config import FillConfig, TrainConfig, VerifyConfig
 from titn.data.dataset import Dataset
 from titn.errors import OneLineParser, UserError, command, count
-from titn.pipelines import EpochPlan, Pipeline, make_pipeline
+from titn.pipelines import Augmentation, EpochPlan, Pipeline, make_pipeline
 from titn.settings import fields_of
 from titn.teachers.answers import TeacherAnswers
 from titn.teachers.find import Teacher, find_teacher, load_teacher
 from titn.train import trained
 from titn.training.cache_archive import export_cache, import_cache
-from titn.training.preparation import augmentation_of, open_run, prepare
+from titn.training.plans import EpochPlans
+from titn.training.preparation import open_run, prepare
 from titn.training.schedule import Schedule
 from titn.training.switches import describe
-from titn.training.targets import CacheFiller, StoredAnswers, cached_epochs, kept_answers, teacher_cache
+from titn.training.targets import CacheFiller, StoredAnswers, kept_answers, teacher_caches
 from titn.training.teacher_cache import FOLDER, MANIFEST, TeacherCache, epochs_in_words
 
 PROGRAM = "python -m titn.cache"
@@ -43,18 +44,26 @@ PROGRAM = "python -m titn.cache"
 
 @dataclass(frozen=True)
 class Work:
-    """A training's cache and what it takes to fill or to verify it."""
+    """One of a training's caches and what it takes to fill or to verify it.
+
+    Attributes:
+        cache: of all epochs with `augmentation`.
+        augmentation: of its plans.
+        epochs: numbers of the plans that the training has, from 0.
+        teacher: answers.
+        pipeline: makes the images that it is asked about.
+        seed: of the plans.
+    """
 
     cache: TeacherCache
-    epochs: range
+    augmentation: Augmentation
+    epochs: list[int]
     teacher: Teacher
-    dataset: Dataset
     pipeline: Pipeline
-    config: TrainConfig
-    batch_size: int
+    seed: int
 
     @classmethod
-    def of(cls, config: TrainConfig, console: Console, dataset: Dataset | None = None) -> Work:
+    def of(cls, config: TrainConfig, console: Console, dataset: Dataset | None = None) -> list[Work]:
         """From the flags of the training; a teacher that is still to be trained is trained first.
 
         Raises:
@@ -67,18 +76,18 @@ class Work:
         schedule = Schedule.of(config, len(dataset.train_labels), switches.device.type)
         source = find_teacher(config, dataset)
         teacher = load_teacher(trained(source, config, dataset, "the same command", console), dataset)
-        cache = teacher_cache(config, switches, schedule, dataset, teacher)
+        plans = EpochPlans.of(config, schedule, dataset)
         pipeline = make_pipeline(dataset, backend=switches.pipeline, device=switches.device)
-        return cls(cache, cached_epochs(config, schedule), teacher, dataset, pipeline, config, schedule.batch_size)
+        return [
+            cls(cache, augmentation, plans.numbers[augmentation], teacher, pipeline, config.seed)
+            for augmentation, cache in teacher_caches(config, switches, plans, dataset, teacher).items()
+        ]
 
     def plan(self, epoch: int) -> EpochPlan:
-        """The plan of an epoch of the training."""
+        """The plan with this number."""
+        pipeline = self.pipeline
         return EpochPlan.draw(
-            augmentation_of(self.config, self.batch_size),
-            size=self.pipeline.size,
-            image_size=self.pipeline.image_size,
-            seed=self.config.seed,
-            epoch=epoch,
+            self.augmentation, size=pipeline.size, image_size=pipeline.image_size, seed=self.seed, epoch=epoch
         )
 
 
@@ -88,8 +97,10 @@ def fill(
     console: Console | None = None,
     dataset: Dataset | None = None,
     teacher_batch: int | None = None,
-) -> TeacherCache:
+) -> list[TeacherCache]:
     """Fill the cache of a training with `config`, epoch by epoch; several processes share the work.
+
+    Plain epochs at the end (`plain_share`) have a cache of their own, the second in the list.
 
     Args:
         config: of the training.
@@ -101,7 +112,13 @@ def fill(
         UserError: a mistake in the configuration, the data or the teacher.
     """
     console = console or Console()
-    work = Work.of(config, console, dataset)
+    parts = Work.of(config, console, dataset)
+    for work in parts:
+        _fill_one(work, console, teacher_batch)
+    return [work.cache for work in parts]
+
+
+def _fill_one(work: Work, console: Console, teacher_batch: int | None) -> None:
     cache, pipeline = work.cache, work.pipeline
     line(console, f"{cache.folder}: {epochs_in_words(work.epochs)} wanted, {epochs_in_words(cache.epochs())} there")
     filler = CacheFiller(cache, lambda: work.teacher.network, lambda text: line(console, text), teacher_batch)
@@ -126,7 +143,6 @@ def fill(
     if filler.epochs:
         rate = filler.epochs * pipeline.size / filler.seconds
         line(console, f"{filler.epochs} filled on {describe(pipeline.device)}, {rate:,.0f} images/s")
-    return cache
 
 
 @dataclass(frozen=True)
@@ -151,16 +167,17 @@ def verify(
     Raises:
         UserError: there is no such cache, a file is damaged, or a mistake in the configuration.
     """
-    work = Work.of(config, console or Console(), dataset)
-    cache, pipeline = work.cache, work.pipeline
-    epochs = cache.epochs()
+    parts = Work.of(config, console or Console(), dataset)
+    cache, pipeline = parts[0].cache, parts[0].pipeline
+    epochs = [(work, epoch) for work in parts for epoch in work.cache.epochs()]
     if not epochs:
         raise UserError(f"{cache.folder} holds nothing to verify")
     generator = np.random.default_rng([int(cache.digest[:8], 16), sample])
     chosen = generator.choice(len(epochs) * pipeline.size, min(sample, len(epochs) * pipeline.size), replace=False)
-    answers = TeacherAnswers(work.teacher.network, pipeline.device)
+    answers = TeacherAnswers(parts[0].teacher.network, pipeline.device)
     same, largest = 0, None
-    for number, epoch in enumerate(epochs):
+    for number, (work, epoch) in enumerate(epochs):
+        cache = work.cache
         stored = StoredAnswers(cache.read(epoch), cache.num_classes, pipeline.device)
         plan = work.plan(epoch)
         positions = np.sort(chosen[chosen // pipeline.size == number] % pipeline.size)
@@ -247,9 +264,10 @@ def show_cache(cache: TeacherCache, console: Console) -> None:
 
 
 def _fill(argv: list[str], console: Console) -> None:
-    cache = fill(_training(parse(FillConfig, argv)), console=console)
-    console.print(table_of([cache]))
-    show_cache(cache, console)
+    found = fill(_training(parse(FillConfig, argv)), console=console)
+    console.print(table_of(found))
+    for cache in found:
+        show_cache(cache, console)
 
 
 def _verify(argv: list[str], console: Console) -> None:

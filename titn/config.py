@@ -92,6 +92,8 @@ class RunConfig(FolderSettings, SpeedSettings, AugmentationSettings, ScheduleSet
         if self.augmentation != "randaugment":
             for name in sorted(self.said & {"randaugment_operations", "randaugment_magnitude"}):
                 found.append(f"{flag(name)} has no effect with --augmentation {self.augmentation}")
+        if "plain_share" in self.said and (self.augmentation, self.mix, self.erase) == ("none", "none", 0.0):
+            found.append("--plain-share has no effect with --augmentation none, --mix none and --erase 0")
         used = {"sgd": ("momentum",), "apex_sgd": ("momentum",), "rmsprop": ()}.get(self.optimizer, ("beta1", "beta2"))
         for name in sorted(self.said & {"momentum", "beta1", "beta2"} - set(used)):
             found.append(f"{flag(name)} has no effect with --optimizer {self.optimizer}")
@@ -143,10 +145,6 @@ class RunConfig(FolderSettings, SpeedSettings, AugmentationSettings, ScheduleSet
     def epochs_in_turn(self) -> int | None:
         """Number of epochs whose plans are repeated; None: each epoch has its own."""
         return None
-
-    def plan_epoch(self, epoch: int) -> int:
-        """The epoch, from 0, whose plan the training has in `epoch`."""
-        return epoch % self.epochs_in_turn if self.epochs_in_turn else epoch
 
     def teacher_training(self) -> TeacherConfig:
         """The training of the teacher that is asked for by name.

@@ -23,7 +23,8 @@ from titn.pipelines import EpochPlan, Pipeline, make_pipeline
 from titn.pipelines.make import Backend
 from titn.pipelines.policies import Operation, OperationRows
 from titn.report.style import shorten, style
-from titn.training.preparation import augmentation_of, load_data, prepare
+from titn.training.plans import EpochPlans
+from titn.training.preparation import load_data, prepare
 from titn.training.schedule import Schedule
 
 INK = "#1f2328"
@@ -150,13 +151,7 @@ def preview(
     load_parts(config.import_)
     switches, dataset = prepare(config if backend == "auto" else config.changed(pipeline=backend), dataset)
     schedule = Schedule.of(config, len(dataset.train_labels), switches.device.type)
-    plan = EpochPlan.draw(
-        augmentation_of(config, schedule.batch_size),
-        size=len(dataset.train_labels),
-        image_size=dataset.image_size,
-        seed=config.seed,
-        epoch=config.plan_epoch(epoch),
-    )
+    plan = EpochPlans.of(config, schedule, dataset).draw(epoch)
     pipeline = make_pipeline(dataset, backend=switches.pipeline, device=switches.device)
     positions = np.arange(min(images, len(dataset.train_labels)))
     return switches.pipeline, stages(pipeline, plan, positions, dataset.class_names)

@@ -71,6 +71,8 @@ class AugmentationSettings(Subject):
     """CutMix with a box per image, the paper's one box per batch, or MixUp"""
     mix_alpha: AboveZero = 0.5
     """lam is drawn from Beta(alpha, alpha)"""
+    plain_share: Share = 0.0
+    """share of the epochs, the last ones, without policy, erasing and mixing: crop and flip alone"""
 
 
 @dataclass(frozen=True, config=STRICT)

@@ -26,9 +26,9 @@ from titn.report import write_report
 from titn.teachers.find import TeacherSource, find_teacher, load_teacher
 from titn.training.callbacks import Callback
 from titn.training.initial import start_from
+from titn.training.plans import EpochPlans
 from titn.training.preparation import (
     announce,
-    augmentation_of,
     build_step,
     check_fit,
     check_room,
@@ -90,7 +90,8 @@ def train(
     check_fit(config, switches, schedule, dataset, module, source)
     weights = class_weights(config.class_weights, dataset.train_labels, dataset.class_names)
     announce(config, switches, dataset, schedule, source, console)
-    targets = teacher_targets(config, switches, schedule, dataset, teacher, console) if teacher else None
+    plans = EpochPlans.of(config, schedule, dataset)
+    targets = teacher_targets(config, switches, plans, dataset, teacher, console) if teacher else None
     term = config.distillation_term
     used = {"temperature": term["temperature"]} if distils and term["kind"] != "hard" else {}
     settled = config.changed(batch_size=schedule.batch_size, lr=schedule.peak, **used)
@@ -112,21 +113,19 @@ def train(
         if source is not None and teacher is None:
             again = f"{config.program} --resume {shlex.quote(str(run.folder))}"
             teacher = load_teacher(trained(source, config, dataset, again, console), dataset)
-            targets = teacher_targets(config, switches, schedule, dataset, teacher, console)
+            targets = teacher_targets(config, switches, plans, dataset, teacher, console)
         torch.set_rng_state(random_state)
         trainer = Trainer(
             run,
             build_step(config, switches, schedule, module, distils=distils, class_weights=weights),
             schedule,
             dataset,
-            augmentation_of(config, schedule.batch_size),
-            seed=config.seed,
+            plans,
             spec=spec,
             targets=targets,
             pipeline=make_pipeline(dataset, backend=switches.pipeline, device=switches.device),
             console=console,
             program=config.program,
-            plan_epoch=config.plan_epoch,
             eval_every=config.eval_every,
             patience=config.patience,
             callbacks=watching,

@@ -35,11 +35,12 @@ from titn.data.dataset import Dataset, load_dataset
 from titn.errors import UserError, command
 from titn.kernels.common.backend import interpreting
 from titn.network import NetworkSpec, save_network
-from titn.pipelines import Batch, EpochPlan, TorchPipeline, make_pipeline
+from titn.pipelines import Batch, TorchPipeline, make_pipeline
 from titn.settings import flag
 from titn.teachers.architectures import create_teacher
 from titn.teachers.find import Teacher
-from titn.training.preparation import augmentation_of, build_step
+from titn.training.plans import EpochPlans
+from titn.training.preparation import build_step
 from titn.training.schedule import Schedule
 from titn.training.switches import Switches, select
 from titn.training.targets import CachedTeacher, teacher_targets
@@ -90,18 +91,13 @@ class Training:
         torch.manual_seed(config.seed)
         module = NetworkSpec.of(config, dataset).build(switches.kernels).train()
         self.step = build_step(config, switches, self._schedule, module, distils=True)
-        self.targets = teacher_targets(config, switches, self._schedule, dataset, teacher, Console(quiet=True))
-        self._batches = self._epochs(config, dataset)
+        self._plans = EpochPlans.of(config, self._schedule, dataset)
+        self.targets = teacher_targets(config, switches, self._plans, dataset, teacher, Console(quiet=True))
+        self._batches = self._epochs(dataset)
 
-    def _epochs(self, config: TrainConfig, dataset: Dataset) -> Iterator[Batch]:
+    def _epochs(self, dataset: Dataset) -> Iterator[Batch]:
         pipeline = make_pipeline(dataset, backend=self._backend, device=self.device)
-        plan = EpochPlan.draw(
-            augmentation_of(config, self._schedule.batch_size),
-            size=pipeline.size,
-            image_size=pipeline.image_size,
-            seed=config.seed,
-            epoch=0,
-        )
+        plan = self._plans.draw(0)
         while True:
             self.targets.begin_epoch(plan, pipeline, lambda images: None)
             yield from pipeline.epoch(plan, self._schedule.batch_size)

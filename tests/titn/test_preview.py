@@ -11,7 +11,8 @@ from titn.config import TrainConfig
 from titn.pipelines import EpochPlan, make_pipeline
 from titn.pipelines.policies import Operation, OperationRows
 from titn.preview import describe, differences, main, preview
-from titn.training.preparation import augmentation_of, load_data
+from titn.training.plans import augmentation_of
+from titn.training.preparation import load_data
 
 WORDS = {"dataset": "digits", "augmentation": "cifar10", "erase": 0.5, "flip": True, "mix": "cutmix", "device": "cpu"}
 FLAGS = ["--dataset", "digits", "--augmentation", "cifar10", "--erase", "0.5", "--flip", "--device", "cpu"]

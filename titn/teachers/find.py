@@ -153,6 +153,8 @@ def load_teacher(path: Path, dataset: Dataset) -> Teacher:
 def _identity(config: RunConfig, dataset: dict[str, Any]) -> dict[str, Any]:
     """What makes a teacher this one: its settings but for those of the machine, and its training images."""
     settings = {name: value for name, value in asdict(config).items() if name not in _SAME_TEACHER_ANYWHERE}
+    if not config.plain_share:
+        del settings["plain_share"]  # teachers from before it are found
     code = code_of(config.network)
     return settings | {"data": dataset["train"]} | ({} if code is None else {"code": code})
 
@@ -166,7 +168,8 @@ def _differing(folder: Path, prefix: str, identity: dict[str, Any]) -> tuple[str
             has = _identity(run.config(), run.dataset())
         except (UserError, KeyError):
             continue
-        differs = [f"{name} {has.get(name)}, not {wanted}" for name, wanted in identity.items() if has[name] != wanted]
+        pairs = {name: (has.get(name), identity.get(name)) for name in (*identity, *has)}
+        differs = [f"{name} {old}, not {wanted}" for name, (old, wanted) in pairs.items() if old != wanted]
         words = ["other training images" if each.startswith("data ") else each for each in differs]
         notes.append(f"{other} is another teacher: {'; '.join(words)}")
     return tuple(notes[:_NOTES])

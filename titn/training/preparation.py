@@ -24,8 +24,7 @@ from titn.kernels.inner_block.op import LARGEST_LENGTH
 from titn.kernels.short_attention.op import MAX_TOKENS
 from titn.models.tnt import TransformerInTransformer
 from titn.own_parts import load_parts
-from titn.pipelines import Augmentation, DaliPipeline
-from titn.pipelines.policies import POLICIES
+from titn.pipelines import DaliPipeline
 from titn.settings import AugmentationSettings, ScheduleSettings, flag
 from titn.teachers.architectures import is_teacher
 from titn.teachers.find import TeacherSource
@@ -33,6 +32,7 @@ from titn.training import checkpoint
 from titn.training.average import WeightAverage
 from titn.training.captured import CapturedStep, take_kernels
 from titn.training.optimizers import build_optimizer, check_optimizer
+from titn.training.plans import augmentation_of
 from titn.training.run import Run
 from titn.training.schedule import Schedule
 from titn.training.step import TrainStep, compile_network, distillation_objective
@@ -181,6 +181,8 @@ def announce(
         lines.append(f"--batch-size {config.batch_size} is more than all training images: {schedule.batch_size} it is")
     if teacher is None and config.distils_from != "none":
         lines.append(f"{config.network} has no distillation token: it trains without a teacher")
+    if plain := round(config.plain_share * schedule.epochs):
+        lines.append(f"The last {count(plain, 'epoch')} with crop and flip alone")
     lines += [*dataset.notes, *config.without_effect]
     if teacher is not None:
         lines.append(f"Teacher: {teacher.path}" + (", to be trained first" if teacher.to_train else ""))
@@ -280,27 +282,6 @@ def check_same_data(run: Run, dataset: Dataset) -> None:
             f"{dataset.name} is not what it was when {run.folder} was begun ({difference}): bring the data back as it "
             "was, or begin a new run"
         )
-
-
-def augmentation_of(config: RunConfig, batch_size: int) -> Augmentation:
-    """The augmentation that the configuration describes; the paper's CutMix needs to know the batch.
-
-    Raises:
-        UserError: no such policy is registered.
-    """
-    if config.augmentation not in ("none", *POLICIES):
-        raise UserError(f"--augmentation {config.augmentation} is not registered by {config.import_}")
-    return Augmentation(
-        crop_padding=config.crop_padding,
-        flip=config.flip,
-        policy=config.augmentation,
-        randaugment_operations=config.randaugment_operations,
-        randaugment_magnitude=config.randaugment_magnitude,
-        erase=config.erase,
-        mix=config.mix,
-        mix_alpha=config.mix_alpha,
-        mix_batch=batch_size,
-    )
 
 
 def class_weights(asked: str, labels: np.ndarray, class_names: Sequence[str]) -> Tensor | None:

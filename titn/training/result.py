@@ -93,7 +93,7 @@ def result_of(trainer: Trainer, logits: Tensor, switches: Switches, macs: int, t
         macs=macs,
         epochs=progress.epoch,
         batch_size=schedule.batch_size,
-        seed=trainer.seed,
+        seed=trainer.plans.seed,
         images_per_second=rate,
         images_per_second_filled=images / max(images / max(rate, 1e-9) + ahead, 1e-9),
         teacher_seconds=ahead if teacher else None,

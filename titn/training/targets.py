@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Literal, Protocol
@@ -18,12 +18,11 @@ from torch import Tensor, nn
 from titn.config import RunConfig
 from titn.data.dataset import Dataset
 from titn.errors import UserError, count
-from titn.pipelines import Batch, EpochPlan, Pipeline
+from titn.pipelines import Augmentation, Batch, EpochPlan, Pipeline
 from titn.provenance import source_commit
 from titn.teachers.answers import Agreement, TeacherAnswers
 from titn.teachers.find import Teacher
-from titn.training.preparation import augmentation_of
-from titn.training.schedule import Schedule
+from titn.training.plans import EpochPlans
 from titn.training.switches import Switches, native_bfloat16
 from titn.training.teacher_cache import (
     REFILL,
@@ -130,6 +129,31 @@ class CachedTeacher:
         if self.filler is not None and self.filler.epochs:
             words += f", {self.filler.epochs} filled in {self.filler.seconds:.0f} s"
         return words
+
+
+class TargetsInPhases:
+    """The targets of a training whose epochs are not all augmented alike: each of them from a cache of its own.
+
+    Args:
+        phases: what gives the answers to epochs of an augmentation.
+    """
+
+    def __init__(self, phases: Mapping[Augmentation, CachedTeacher]) -> None:
+        self.phases = phases
+        self._now: CachedTeacher | None = None
+
+    def begin_epoch(self, plan: EpochPlan, pipeline: Pipeline, show: Show) -> None:
+        """As `CachedTeacher.begin_epoch`."""
+        self._now = self.phases[plan.augmentation]
+        self._now.begin_epoch(plan, pipeline, show)
+
+    def __call__(self, batch: Batch) -> Tensor:
+        assert self._now is not None, "begin_epoch comes first"
+        return self._now(batch)
+
+    def summary(self) -> str:
+        """A line of each phase."""
+        return "\n".join(phase.summary() for phase in self.phases.values())
 
 
 class CacheFiller:
@@ -300,14 +324,23 @@ def _half(logits: Tensor) -> np.ndarray:
     return logits.clamp_min(torch.finfo(torch.float16).min).half().cpu().numpy()
 
 
-def teacher_cache(
-    config: RunConfig, switches: Switches, schedule: Schedule, dataset: Dataset, teacher: Teacher
-) -> TeacherCache:
-    """The cache that a student of `config` reads: where bfloat16 answers will do, those in float32 are better.
+def teacher_caches(
+    config: RunConfig, switches: Switches, plans: EpochPlans, dataset: Dataset, teacher: Teacher
+) -> dict[Augmentation, TeacherCache]:
+    """The caches that a student of `config` reads, by augmentation: where bfloat16 answers will do, those in float32
+    are better. A cache that is given as the teacher is that of the first epoch.
 
     Raises:
-        UserError: its folder is damaged or of another identity.
+        UserError: a folder is damaged or of another identity.
     """
+    first, *others = plans.numbers
+    found = {first: _cache(config, switches, first, dataset, teacher, given=teacher.weights.is_dir())}
+    return found | {each: _cache(config, switches, each, dataset, teacher, given=False) for each in others}
+
+
+def _cache(
+    config: RunConfig, switches: Switches, augmentation: Augmentation, dataset: Dataset, teacher: Teacher, given: bool
+) -> TeacherCache:
     kept = kept_targets(config.distillation_term["kind"], config.stored_logits, dataset.num_classes)
     if config.distillation_term["kind"] == "standardized" and kept.startswith("top-"):
         raise UserError("--distillation standardized needs the spread of all logits: leave --cache-top-k out")
@@ -315,7 +348,7 @@ def teacher_cache(
     identities = [
         cache_identity(
             dataset,
-            augmentation_of(config, schedule.batch_size),
+            augmentation,
             config.seed,
             teacher=teacher.identity,
             precision=precision,
@@ -324,7 +357,7 @@ def teacher_cache(
         )
         for precision in ("float32", *["bfloat16"] * rough)
     ]
-    if teacher.weights.is_dir():
+    if given:
         stored = TeacherCache.open(teacher.weights).identity["precision"]
         fitting = [identity for identity in identities if identity["precision"] == stored]
         cache = TeacherCache(teacher.weights, (fitting or identities)[0])
@@ -335,13 +368,8 @@ def teacher_cache(
     return next((cache for cache in caches if cache.exists), caches[-1])
 
 
-def cached_epochs(config: RunConfig, schedule: Schedule) -> range:
-    """The epochs, from 0, whose plans the training has."""
-    return range(min(schedule.epochs, config.epochs_in_turn or schedule.epochs))
-
-
 def teacher_targets(
-    config: RunConfig, switches: Switches, schedule: Schedule, dataset: Dataset, teacher: Teacher, console: Console
+    config: RunConfig, switches: Switches, plans: EpochPlans, dataset: Dataset, teacher: Teacher, console: Console
 ) -> TeacherTargets:
     """Where the student's targets come from.
 
@@ -350,8 +378,17 @@ def teacher_targets(
     """
     if config.stored_answers == "off":
         return LiveTeacher(teacher.network, config.distillation_term["kind"], switches.amp, switches.device)
-    cache = teacher_cache(config, switches, schedule, dataset, teacher)
-    epochs = cached_epochs(config, schedule)
+    phases = {
+        augmentation: _cached_teacher(config, cache, plans.numbers[augmentation], teacher, console)
+        for augmentation, cache in teacher_caches(config, switches, plans, dataset, teacher).items()
+    }
+    first, *others = phases.values()
+    return TargetsInPhases(phases) if others else first
+
+
+def _cached_teacher(
+    config: RunConfig, cache: TeacherCache, epochs: list[int], teacher: Teacher, console: Console
+) -> CachedTeacher:
     there = epochs_in_words(set(epochs) & set(cache.epochs()))
     console.print(Text(f"Teacher cache: {cache.folder}, with epochs: {there}"), soft_wrap=True)
     if config.stored_answers == "auto":

@@ -7,7 +7,6 @@ import shlex
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -23,7 +22,7 @@ from titn.data.dataset import Dataset
 from titn.errors import Interrupted, UserError
 from titn.metrics import classification_metrics
 from titn.network import NetworkSpec, load_network
-from titn.pipelines import Augmentation, EpochPlan, ImageFiles, Pipeline, TorchPipeline
+from titn.pipelines import EpochPlan, ImageFiles, Pipeline, TorchPipeline
 from titn.pipelines.image_files import Images
 from titn.training import checkpoint
 from titn.training.callbacks import Callback
@@ -31,6 +30,7 @@ from titn.training.captured import CapturedStep
 from titn.training.checkpoint import Progress
 from titn.training.evaluation import CapturedForward
 from titn.training.interrupt import StopRequest
+from titn.training.plans import EpochPlans
 from titn.training.run import Run
 from titn.training.schedule import Schedule
 from titn.training.step import TrainStep
@@ -48,11 +48,9 @@ class Trainer:
         step: takes the steps; its module lies on `device`.
         schedule: how many steps of which batch size and rate.
         dataset: training images, and test images to evaluate on.
-        augmentation: what the plan of every epoch draws.
-        seed: of the plan.
+        plans: what every epoch draws.
         spec: what is stored beside the weights.
         targets: the teacher's answers; None: no distillation.
-        plan_epoch: gives for an epoch, from 0, the one whose plan it has; by default its own.
         eval_every: epochs from one evaluation to the next; the last epoch is always evaluated. A validation split is
             scored each time, the test images then at the end only.
         patience: evaluations without a better accuracy on the validation split after which training ends; None: never.
@@ -69,15 +67,13 @@ class Trainer:
         step: TrainStep,
         schedule: Schedule,
         dataset: Dataset,
-        augmentation: Augmentation,
+        plans: EpochPlans,
         *,
-        seed: int,
         spec: NetworkSpec,
         targets: TeacherTargets | None,
         pipeline: Pipeline,
         console: Console,
         program: str,
-        plan_epoch: Callable[[int], int] = lambda epoch: epoch,
         eval_every: int = 1,
         patience: int | None = None,
         callbacks: Sequence[Callback] = (),
@@ -85,9 +81,9 @@ class Trainer:
     ) -> None:
         self.compiles = compiles
         self.callbacks = callbacks
-        self.plan_epoch, self.eval_every, self.patience = plan_epoch, eval_every, patience
+        self.eval_every, self.patience = eval_every, patience
         self.run, self.step, self.schedule, self.dataset = run, step, schedule, dataset
-        self.augmentation, self.seed, self.spec, self.targets = augmentation, seed, spec, targets
+        self.plans, self.spec, self.targets = plans, spec, targets
         self.pipeline, self.device, self.console = pipeline, pipeline.device, console
         self.resume_command = f"{program} --resume {shlex.quote(str(run.folder))}"
         self.progress = Progress()
@@ -185,11 +181,9 @@ class Trainer:
 
     def _plan(self, epoch: int) -> EpochPlan:
         """The plan of `epoch`, the one after the last asked for; a thread goes on to draw the next."""
-        size, image_size = len(self.dataset.train_labels), self.dataset.image_size
-        draw = partial(EpochPlan.draw, self.augmentation, size=size, image_size=image_size, seed=self.seed)
-        plan = draw(epoch=self.plan_epoch(epoch)) if self._next_plan is None else self._next_plan.result()
+        plan = self.plans.draw(epoch) if self._next_plan is None else self._next_plan.result()
         follows = epoch + 1 < self.schedule.epochs
-        self._next_plan = self._thread.submit(draw, epoch=self.plan_epoch(epoch + 1)) if follows else None
+        self._next_plan = self._thread.submit(self.plans.draw, epoch + 1) if follows else None
         return plan
 
     def _train_epoch(self, stop: StopRequest, show: Callable[[str], None]) -> float:

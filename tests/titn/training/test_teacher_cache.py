@@ -117,7 +117,7 @@ def test_filled_at_another_batch_size(
 
 
 def test_filled_from_the_third_epoch_on(fresh: TrainConfig, taught_live: dict[str, torch.Tensor]) -> None:
-    cache = fill(fresh, console=QUIET)
+    (cache,) = fill(fresh, console=QUIET)
     for epoch in (0, 1):
         cache.path(epoch).unlink()
     before = cache.path(2).stat().st_mtime_ns
@@ -154,7 +154,7 @@ def test_filled_by_processes_that_are_killed(fresh: TrainConfig, taught_live: di
             assert path.read_bytes() == data
         written |= {path: path.read_bytes() for path in Path(fresh.runs_dir).glob(f"{FOLDER}/*/epoch-*")}
     assert killed
-    cache = fill(fresh, console=QUIET)
+    (cache,) = fill(fresh, console=QUIET)
     assert {path.name for path in cache.folder.iterdir()} == {
         *(".lock", "manifest.json", "epoch-0001.safetensors", "epoch-0002.safetensors", "epoch-0003.safetensors")
     }
@@ -189,14 +189,15 @@ def test_a_bank_replays_its_epochs(fresh: TrainConfig) -> None:
     turns = fresh.changed(epochs=4, bank=2)
     live = weights(turns.changed(name="live"))
     assert not same(live, weights(turns.changed(bank=None, name="fresh-views")))
-    assert fill(turns, console=QUIET).epochs() == [0, 1]
+    (cache,) = fill(turns, console=QUIET)
+    assert cache.epochs() == [0, 1]
     assert same(weights(turns.changed(teacher_cache="only", name="cached")), live)
 
 
 def test_a_cache_moves_without_its_teacher(
     fresh: TrainConfig, taught_live: dict[str, torch.Tensor], tmp_path: Path
 ) -> None:
-    cache = fill(fresh, console=QUIET)
+    (cache,) = fill(fresh, console=QUIET)
     there = tmp_path / "there"
     shutil.copytree(cache.folder, there / FOLDER / cache.folder.name)
     copied = shutil.copytree(cache.folder, tmp_path / "a copy")
@@ -221,7 +222,7 @@ def test_soft_targets_are_the_live_ones_rounded(fresh: TrainConfig) -> None:
 
 
 def test_the_manifest_tells_what_was_measured(fresh: TrainConfig) -> None:
-    cache = fill(fresh, console=QUIET)
+    (cache,) = fill(fresh, console=QUIET)
     measured = json.loads((cache.folder / "manifest.json").read_text())["measured"]
     agreement = measured["agreement_with_plain_float32"]
     assert agreement["images"] == 200

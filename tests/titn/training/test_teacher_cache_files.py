@@ -235,7 +235,8 @@ def test_verify_of_logits(
 ) -> None:
     config, _ = own
     soft = config.changed(distillation="soft", cache_top_k=top_k)
-    assert fill(soft, console=QUIET).targets == ("logits" if top_k is None else "top-3")
+    (cache,) = fill(soft, console=QUIET)
+    assert cache.targets == ("logits" if top_k is None else "top-3")
     main(["verify", *flags(soft)])
     words = capsys.readouterr().out.split()
     assert words[-2] == "apart" or float(words[-2]) < 0.01
