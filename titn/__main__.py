@@ -13,7 +13,7 @@ COMMANDS = {
     "teacher": "train a teacher",
     "predict": "the classes that a trained network sees in images",
     "evaluate": "test accuracy of a run",
-    "export": "a trained network for other programs: ONNX, torch.export, safetensors, timm",
+    "export": "a trained network for others: ONNX, torch.export, safetensors, timm, a release",
     "runs": "a table of all runs",
     "cache": "store and check a teacher's answers",
     "preview": "a picture of what a training sees of its images",

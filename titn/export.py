@@ -1,4 +1,4 @@
-"""`python -m titn.export RUN --format onnx | torch | safetensors | timm`: a trained network for other programs."""
+"""`python -m titn.export RUN --format onnx | torch | safetensors | timm | release`: a network for others to use."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import tempfile
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -21,6 +20,7 @@ from titn.inference import TrainedModel, load
 from titn.models.registry import MODELS
 from titn.network import save_network
 from titn.own_parts import load_parts
+from titn.release import model_card, release
 from titn.training.run import Run
 
 FORMATS = {"onnx": ".onnx", "torch": ".pt2", "safetensors": ".safetensors", "timm": "-timm"}
@@ -153,40 +153,6 @@ def export_timm(model: TrainedModel, folder: Path, card: str) -> float:
     return check(read, model.network, model, "the model that timm builds")
 
 
-def model_card(model: TrainedModel, run: Run | None) -> str:
-    """What a reader needs to know about the weights, in Markdown, with the front matter that hubs read."""
-    spec, parameters = model.spec, sum(each.numel() for each in model.network.parameters())
-    lines = [
-        "---",
-        "license: apache-2.0",
-        "library_name: timm",
-        "pipeline_tag: image-classification",
-        f"datasets: [{json.dumps(spec.dataset)}]",
-        "---",
-        f"# {spec.name} on {spec.dataset}",
-        "",
-        f"{spec.num_classes} classes, images of {spec.image_size}x{spec.image_size} pixels, {spec.in_channels} "
-        f"channel{'s' * (spec.in_channels > 1)}; {parameters:,} parameters.",
-        f"Normalised with mean {list(spec.mean)} and deviation {list(spec.std)} on the 0..1 scale.",
-        "",
-    ]
-    result = run.result() if run is not None else None
-    if result is not None:
-        kept = ("top1", "top5", "precision", "recall", "f1", "epochs", "batch_size", "seed", "teacher", "teacher_top1")
-        lines += ["## Result", "", "The last epoch's, on the whole test set.", "", "| | |", "|---|---|"]
-        lines += [f"| {name} | {_number(result[name])} |" for name in kept if result.get(name) is not None]
-        lines.append("")
-    if run is not None:
-        lines += ["## Recipe", "", "```yaml", (run.folder / "config.yaml").read_text("utf-8").rstrip(), "```", ""]
-    lines += ["## Use", "", "```python", "import titn", "", 'model = titn.load("model.safetensors")']
-    lines += ['print(model.predict("image.png"))', "```", ""]
-    return "\n".join(lines)
-
-
-def _number(value: Any) -> str:
-    return f"{value:.4f}" if isinstance(value, float) else str(value)
-
-
 def push(folder: Path, repository: str) -> str:
     """Upload a folder of `export_timm` to the Hugging Face hub; returns its address.
 
@@ -282,12 +248,16 @@ def main(argv: list[str] | None = None) -> None:
     parser = OneLineParser(prog="python -m titn.export", description=__doc__)
     parser.add_argument("run", help="run folder, its name under --runs-dir, or a file of weights")
     parser.add_argument(
-        "--format", choices=FORMATS, default="onnx", help="onnx; torch (torch.export); safetensors; timm"
+        "--format",
+        choices=(*FORMATS, "release"),
+        default="onnx",
+        help="onnx; torch (torch.export); safetensors; timm; release (half-precision weights, recipe, numbers, card)",
     )
-    parser.add_argument("--out", type=Path, help="file, for timm folder, to write (default: the run's name)")
+    parser.add_argument("--out", type=Path, help="file (timm, release: folder) to write (default: the run's name)")
     parser.add_argument("--weights", default="last", help="last, best, average or a file (last)")
     parser.add_argument("--normalized", action="store_true", help="onnx, torch: take normalised images, not 0..1")
     parser.add_argument("--push", metavar="USER/NAME", help="timm: upload to that repository of the Hugging Face hub")
+    parser.add_argument("--data-dir", help="release: where the data set lies (default: where the run read it)")
     parser.add_argument("--runs-dir", default="runs")
     parser.add_argument("--import", dest="parts", metavar="FILE", help="Python file that registers own parts")
     given = parser.parse_args(argv)
@@ -296,12 +266,22 @@ def main(argv: list[str] | None = None) -> None:
         raise UserError("--push uploads what --format timm writes")
     if given.normalized and given.format not in ("onnx", "torch"):
         raise UserError(f"--normalized has no effect with --format {given.format}: the normalisation stands beside it")
+    if given.data_dir and given.format != "release":
+        raise UserError("--data-dir is for --format release, which evaluates what it writes")
+    console = Console()
+    if given.format == "release":
+        folder, scores = release(
+            given.run, given.out, weights=given.weights, data_dir=given.data_dir, runs_dir=given.runs_dir
+        )
+        console.print(Text(f"{folder}: top-1 {scores['top1']:.2%} on the whole test set"), soft_wrap=True)
+        for file in sorted(folder.iterdir()):
+            console.print(Text(f"  {file.name}  {file.stat().st_size / 1e6:.2f} MB"), soft_wrap=True)
+        return
     warnings.filterwarnings("ignore", module="torch.onnx|onnxscript|copyreg")
     path, apart = export(
         given.run, given.format, given.out, weights=given.weights, normalized=given.normalized, runs_dir=given.runs_dir
     )
     inside = {"onnx": True, "torch": True}.get(given.format, False) and not given.normalized
-    console = Console()
     console.print(Text(f"{path}: takes {'images in 0..1' if inside else 'normalised images'}"), soft_wrap=True)
     sizes = ", ".join(map(str, BATCHES))
     console.print(f"logits within {apart:.1g} of PyTorch's on photographs, in batches of {sizes}", highlight=False)

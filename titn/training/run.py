@@ -29,7 +29,7 @@ from titn.own_parts import own_dataset
 from titn.teachers.architectures import is_teacher
 from titn.training import checkpoint
 
-_CONFIG, _DATASET, _METRICS, _HISTORY, _RESULT, _PARTS = (
+_CONFIG, _DATASET, _METRICS, _HISTORY, _RESULT, PARTS = (
     "config.yaml", "dataset.json", "metrics.jsonl", "history.jsonl", "result.json", "own_parts.py",
 )  # fmt: skip
 
@@ -71,7 +71,7 @@ class Run:
                 with folder_atomic(root / chosen) as folder:
                     (folder / _CONFIG).write_text(to_yaml(config.changed(name=chosen, **_placed(config))), "utf-8")
                     if config.import_ is not None and Path(config.import_).expanduser().is_file():
-                        shutil.copyfile(Path(config.import_).expanduser(), folder / _PARTS)
+                        shutil.copyfile(Path(config.import_).expanduser(), folder / PARTS)
                     (folder / _DATASET).write_text(json.dumps(dataset, indent=1) + "\n")
             except OSError as error:
                 if error.errno not in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR):
