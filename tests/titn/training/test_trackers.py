@@ -91,6 +91,6 @@ def test_a_tracker_takes_every_epoch(name: str, tmp_path: Path) -> None:
 
 
 def test_a_tracker_that_cannot_begin_is_one_line() -> None:
-    with pytest.raises(UserError, match=r"^--tracker mlflow could not begin: no server; is it up\?$"):
-        with trackers._beginning("mlflow"):
-            raise ConnectionError("no server;\n  is it up?")
+    words = r"^--tracker mlflow could not begin: no server; is it up\?$"
+    with pytest.raises(UserError, match=words), trackers._beginning("mlflow"):
+        raise ConnectionError("no server;\n  is it up?")
