@@ -29,7 +29,7 @@ from titn.errors import OneLineParser, UserError, command, count
 from titn.pipelines import Augmentation, EpochPlan, Pipeline, make_pipeline
 from titn.settings import fields_of
 from titn.teachers.answers import TeacherAnswers
-from titn.teachers.find import Teacher, find_teacher, load_teacher
+from titn.teachers.find import AnyTeacher, find_teachers, load_teachers
 from titn.train import trained
 from titn.training.cache_archive import export_cache, import_cache
 from titn.training.plans import EpochPlans
@@ -58,7 +58,7 @@ class Work:
     cache: TeacherCache
     augmentation: Augmentation
     epochs: list[int]
-    teacher: Teacher
+    teacher: AnyTeacher
     pipeline: Pipeline
     seed: int
 
@@ -70,12 +70,12 @@ class Work:
             UserError: a mistake in the configuration, the data or the teacher, or there is none.
         """
         config, *_ = open_run(config)
-        if config.distils_from == "none":
+        if not config.teachers:
             raise UserError("--teacher none has no answers to store")
         switches, dataset = prepare(config, dataset)
         schedule = Schedule.of(config, len(dataset.train_labels), switches.device.type)
-        source = find_teacher(config, dataset)
-        teacher = load_teacher(trained(source, config, dataset, "the same command", console), dataset)
+        sources = find_teachers(config, dataset)
+        teacher = load_teachers(trained(sources, config, dataset, "the same command", console), dataset)
         plans = EpochPlans.of(config, schedule, dataset)
         pipeline = make_pipeline(dataset, backend=switches.pipeline, device=switches.device)
         return [
@@ -248,7 +248,10 @@ def show_cache(cache: TeacherCache, console: Console) -> None:
     agreement = measured["agreement_with_plain_float32"]
     rows = {
         "targets": identity["targets"],
-        "teacher": f"{identity['teacher']['architecture']}, weights {identity['teacher']['weights'][:12]}",
+        "teacher": "; ".join(
+            f"{one['architecture']}, weights {one['weights'][:12]}"
+            for one in identity["teacher"].get("mean_of", [identity["teacher"]])
+        ),
         "precision": identity["precision"],
         "same decision": f"{agreement['same_decision']:.2%} of {agreement['images']} images as in plain float32",
         "logits": f"up to {agreement['largest_difference']:.1e} of the largest apart from plain float32",

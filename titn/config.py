@@ -123,8 +123,13 @@ class RunConfig(FolderSettings, SpeedSettings, AugmentationSettings, ScheduleSet
 
     @property
     def distils_from(self) -> str:
-        """The teacher, or none."""
+        """The teacher, several with commas between them, or none."""
         return "none"
+
+    @property
+    def teachers(self) -> tuple[str, ...]:
+        """Each teacher as it was named, by `distils_from`."""
+        return () if self.distils_from == "none" else tuple(name.strip() for name in self.distils_from.split(","))
 
     @property
     def distillation_term(self) -> dict[str, Any]:
@@ -146,8 +151,8 @@ class RunConfig(FolderSettings, SpeedSettings, AugmentationSettings, ScheduleSet
         """Number of epochs whose plans are repeated; None: each epoch has its own."""
         return None
 
-    def teacher_training(self) -> TeacherConfig:
-        """The training of the teacher that is asked for by name.
+    def teacher_training(self, name: str) -> TeacherConfig:
+        """The training of the teacher that is asked for by the name of its architecture.
 
         Raises:
             UserError: this run has no teacher, or the settings for it do not fit.
@@ -244,17 +249,17 @@ class TrainConfig(DistillationSettings, StudentSettings, RunConfig):
     def epochs_in_turn(self) -> int | None:
         return self.bank
 
-    def teacher_training(self) -> TeacherConfig:
+    def teacher_training(self, name: str) -> TeacherConfig:
         students = (
             *("dataset", "data_dir", "image_size", "limit_train", "validation", "skip_bad_images"),
-            *("teacher", "device", "runs_dir", "import_"),
+            *("device", "runs_dir", "import_"),
         )
-        for name in students:
-            if name in self.teacher_settings:
-                raise UserError(f"--teacher-settings cannot have {name}: a teacher takes it from its student")
+        for each in ("teacher", *students):
+            if each in self.teacher_settings:
+                raise UserError(f"--teacher-settings cannot have {each}: a teacher takes it from its student")
         shared = (*students, "fast", "amp", "pipeline", "tracker")
-        settings: dict[str, Any] = {name: getattr(self, name) for name in shared}
-        settings["epochs"] = self.teacher_epochs or self.epochs
+        settings: dict[str, Any] = {each: getattr(self, each) for each in shared}
+        settings |= {"teacher": name, "epochs": self.teacher_epochs or self.epochs}
         return TeacherConfig(**(settings | self.teacher_settings))
 
 

@@ -187,7 +187,8 @@ class DistillationSettings(Subject):
     """teacher"""
 
     teacher: str = "vgg16_bn"
-    """name of a teacher (trained first, or taken from the runs folder), a teacher's run or weights, or none"""
+    """name of a teacher (trained first, or taken from the runs folder), a teacher's run or weights, or none; several,
+    A,B: the mean of their logits teaches"""
     teacher_epochs: Whole | None = None
     """epochs of a teacher that has to be trained first; none: as many as the student"""
     teacher_settings: dict[str, Any] = Field(default_factory=dict)

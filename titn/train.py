@@ -23,7 +23,7 @@ from titn.pipelines import make_pipeline
 from titn.profile import count_macs
 from titn.provenance import source_commit
 from titn.report import write_report
-from titn.teachers.find import TeacherSource, find_teacher, load_teacher
+from titn.teachers.find import TeacherSource, find_teachers, load_teachers
 from titn.training.callbacks import Callback
 from titn.training.initial import start_from
 from titn.training.plans import EpochPlans
@@ -84,12 +84,13 @@ def train(
     module = spec.build(switches.kernels, **config.training_options)
     random_state = torch.get_rng_state()
     macs = count_macs(module, dataset.channels, dataset.image_size)
-    distils = config.distils_from != "none" and getattr(module, "distilled", False)
-    source = find_teacher(config, dataset) if distils else None
-    teacher = load_teacher(source.path, dataset) if source and not source.to_train else None
-    check_fit(config, switches, schedule, dataset, module, source)
+    distils = bool(config.teachers) and getattr(module, "distilled", False)
+    sources = find_teachers(config, dataset) if distils else ()
+    to_train = any(source.to_train for source in sources)
+    teacher = load_teachers([each.path for each in sources], dataset) if sources and not to_train else None
+    check_fit(config, switches, schedule, dataset, module, sources)
     weights = class_weights(config.class_weights, dataset.train_labels, dataset.class_names)
-    announce(config, switches, dataset, schedule, source, console)
+    announce(config, switches, dataset, schedule, sources, console)
     plans = EpochPlans.of(config, schedule, dataset)
     targets = teacher_targets(config, switches, plans, dataset, teacher, console) if teacher else None
     term = config.distillation_term
@@ -110,9 +111,9 @@ def train(
         if start is not None and (later := run.set_aside_after(start)):
             console.print(Text(f"set aside, as {run.folder} goes on from {start.name}: {', '.join(later)}"))
         run.note({"commit": source_commit(), "device": describe(switches.device), "lr": schedule.peak})
-        if source is not None and teacher is None:
+        if to_train:
             again = f"{config.program} --resume {shlex.quote(str(run.folder))}"
-            teacher = load_teacher(trained(source, config, dataset, again, console), dataset)
+            teacher = load_teachers(trained(sources, config, dataset, again, console), dataset)
             targets = teacher_targets(config, switches, plans, dataset, teacher, console)
         torch.set_rng_state(random_state)
         trainer = Trainer(
@@ -153,22 +154,27 @@ def train(
     return result
 
 
-def trained(teacher: TeacherSource, config: RunConfig, dataset: Dataset, again: str, console: Console) -> Path:
-    """Path of the teacher, trained now if it has to be; one that another process is training is waited for.
+def trained(
+    teachers: Sequence[TeacherSource], config: RunConfig, dataset: Dataset, again: str, console: Console
+) -> list[Path]:
+    """Paths of the teachers, trained now if they have to be; one that another process is training is waited for.
 
     Raises:
         Interrupted: the training was stopped; `again` is the command that goes on.
     """
-    while teacher.to_train is not None:
-        try:
-            train(teacher.to_train, console=console, dataset=dataset)
-        except RunInUse:
-            _wait_for(teacher.path, console)
-        except Interrupted as stopped:
-            message = f"stopped while training the teacher, everything is saved; continue with: {again}"
-            raise Interrupted(stopped.signal_number, message) from None
-        teacher = find_teacher(config, dataset)
-    return teacher.path
+    paths = []
+    for number, teacher in enumerate(teachers):
+        while teacher.to_train is not None:
+            try:
+                train(teacher.to_train, console=console, dataset=dataset)
+            except RunInUse:
+                _wait_for(teacher.path, console)
+            except Interrupted as stopped:
+                message = f"stopped while training the teacher, everything is saved; continue with: {again}"
+                raise Interrupted(stopped.signal_number, message) from None
+            teacher = find_teachers(config, dataset)[number]
+        paths.append(teacher.path)
+    return paths
 
 
 def _wait_for(folder: Path, console: Console) -> None:

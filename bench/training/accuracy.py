@@ -30,7 +30,7 @@ from titn.errors import Interrupted, UserError, command
 from titn.metrics import confidence_interval
 from titn.network import NetworkSpec
 from titn.teachers.architectures import TEACHERS
-from titn.teachers.find import find_teacher, load_teacher
+from titn.teachers.find import find_teachers, load_teachers
 from titn.train import train, trained
 from titn.training.run import Run
 from titn.training.schedule import Schedule
@@ -153,20 +153,20 @@ def measure(
 
 
 def shared_teacher(config: TrainConfig, data: Dataset, console: Console) -> tuple[TrainConfig, Section | None]:
-    """The configuration with the one teacher that all seeds share, trained if it has to be, and what is known of it."""
+    """The configuration with the teacher that all seeds share, trained if it has to be, and what is known of it.
+
+    Of several teachers, epochs and seconds are those of all together.
+    """
     if config.teacher == "none":
         return config, None
-    source = find_teacher(config, data)
-    path = trained(source, config, data, "the same command", console)
-    teacher = load_teacher(path, data)
-    result = (Run(path).result() or {}) if (path / "config.yaml").is_file() else {}
-    known = {
-        "name": teacher.name,
-        "top1": teacher.top1,
-        "epochs": result.get("epochs"),
-        "seconds": result.get("wall_seconds"),
-    }
-    return config.changed(teacher=str(path)), known
+    paths = trained(find_teachers(config, data), config, data, "the same command", console)
+    teacher = load_teachers(paths, data)
+    results = [(Run(path).result() or {}) if (path / "config.yaml").is_file() else {} for path in paths]
+    known: Section = {"name": teacher.name, "top1": teacher.top1}
+    for name, of_a_run in (("epochs", "epochs"), ("seconds", "wall_seconds")):
+        values = [result.get(of_a_run) for result in results]
+        known[name] = None if None in values else sum(values)
+    return config.changed(teacher=",".join(map(str, paths))), known
 
 
 def train_seed(config: TrainConfig, data: Dataset, console: Console, target: float | None) -> Section:
@@ -197,7 +197,7 @@ def shortened(recipe: TrainConfig, epochs: int) -> TrainConfig:
     """The recipe with so many epochs, its teacher's shortened in proportion; a warm-up is at most half of them."""
     teacher_epochs = max(1, round((recipe.teacher_epochs or recipe.epochs) * epochs / recipe.epochs))
     settings = dict(recipe.teacher_settings)
-    if recipe.teacher in TEACHERS and recipe.teacher_training().warmup_epochs > teacher_epochs / 2:
+    if recipe.teacher in TEACHERS and recipe.teacher_training(recipe.teacher).warmup_epochs > teacher_epochs / 2:
         settings["warmup_epochs"] = teacher_epochs / 2
     return recipe.changed(
         epochs=epochs,
@@ -244,7 +244,7 @@ def rehearse(config: TrainConfig, data: Dataset) -> tuple[Cost, Cost]:
     with tempfile.TemporaryDirectory(prefix="titn-rehearsal-") as folder:
         teacher = Cost()
         if config.teacher in TEACHERS:
-            teacher = _rehearsed(config.teacher_training(), data, folder, "teacher")
+            teacher = _rehearsed(config.teacher_training(config.teacher), data, folder, "teacher")
             config = config.changed(teacher=f"{folder}/teacher")
         return teacher, _rehearsed(config, data, folder, "student")
 

@@ -200,7 +200,7 @@ def some_images(config: TrainConfig, at: Setting) -> Dataset:
 def fresh_teacher(config: TrainConfig, dataset: Dataset, path: Path) -> Teacher:
     """The recipe's teacher, untrained, its batch norms with the statistics of one batch; stored in `path`."""
     torch.manual_seed(config.seed)
-    spec = NetworkSpec.of(config.teacher_training(), dataset)
+    spec = NetworkSpec.of(config.teacher_training(config.teacher), dataset)
     network = create_teacher(config.teacher, dataset.num_classes, dataset.channels, dataset.image_size)
     pipeline = TorchPipeline(
         dataset.train_images, dataset.train_labels, mean=dataset.mean, std=dataset.std, device=torch.device("cpu")

@@ -177,7 +177,7 @@ def test_shortened_trainings_can_be_made() -> None:
     for epochs in (1, 2, 7):
         config = accuracy.shortened(TrainConfig(dataset="digits"), epochs)
         assert config.warmup_epochs < config.epochs == epochs
-        assert config.teacher_training().epochs == config.teacher_epochs
+        assert config.teacher_training("small_cnn").epochs == config.teacher_epochs
 
 
 @pytest.mark.parametrize(

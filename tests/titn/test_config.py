@@ -81,12 +81,12 @@ def test_settings_for_a_teacher_reach_it() -> None:
     config = parse(
         TrainConfig, ["--teacher-settings", "lr=0.5", "optimizer=sgd", "mix=cutmix", "--teacher-epochs", "3"]
     )
-    teacher = config.teacher_training()
+    teacher = config.teacher_training(config.teacher)
     assert (teacher.lr, teacher.optimizer, teacher.mix, teacher.epochs, teacher.seed) == (0.5, "sgd", "cutmix", 3, 0)
     with pytest.raises(UserError, match="takes it from its student"):
-        TrainConfig(teacher_settings={"dataset": "mnist"}).teacher_training()
+        TrainConfig(teacher_settings={"dataset": "mnist"}).teacher_training("vgg16_bn")
     with pytest.raises(UserError, match="did you mean optimizer"):
-        TrainConfig(teacher_settings={"optimiser": "sgd"}).teacher_training()
+        TrainConfig(teacher_settings={"optimiser": "sgd"}).teacher_training("vgg16_bn")
 
 
 def test_a_setting_that_decides_nothing_is_said_to() -> None:

@@ -11,6 +11,7 @@ every other image again in the next higher precision:
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
@@ -60,13 +61,22 @@ class TeacherAnswers:
         device: where the images are.
         bfloat16: compute in bfloat16 (autocast) what is no close call.
         fast: channels last, with batch normalisation folded into the convolutions.
+        say: told in a line what cannot be folded.
     """
 
-    def __init__(self, network: nn.Module, device: torch.device, *, bfloat16: bool = False, fast: bool = False) -> None:
+    def __init__(
+        self,
+        network: nn.Module,
+        device: torch.device,
+        *,
+        bfloat16: bool = False,
+        fast: bool = False,
+        say: Callable[[str], None] = lambda line: None,
+    ) -> None:
         self.network = network.to(device).eval().requires_grad_(False)
         self.precision = torch.bfloat16 if bfloat16 else torch.float32
         self._layout = torch.channels_last if fast else torch.contiguous_format
-        self._quick = fold_batch_norms(self.network).to(memory_format=self._layout) if fast else self.network
+        self._quick = fold_batch_norms(self.network, say).to(memory_format=self._layout) if fast else self.network
         self._exact: nn.Module | None = None
         self._reach = dict(REACH)
 
@@ -135,14 +145,38 @@ def close_calls(logits: Tensor, reach: float) -> Tensor:
     return (largest[:, 0] - largest[:, -1] <= reach * logits.abs().amax(1)).nonzero().flatten()
 
 
-def fold_batch_norms(network: nn.Module) -> nn.Module:
+class MeanOfLogits(nn.Module):
+    """Several teachers as one: float images [B, C, H, W] to the mean of the networks' logits [B, K].
+
+    Its distribution is the geometric mean of theirs (arXiv 1503.02531, section 1), however each shifts its logits. Of
+    networks that were trained alike each has the same weight, else a surer one, with logits further apart, has more.
+    """
+
+    def __init__(self, networks: Iterable[nn.Module]) -> None:
+        super().__init__()
+        self.networks = nn.ModuleList(networks)
+
+    def forward(self, images: Tensor) -> Tensor:
+        each = [network(images) for network in self.networks]
+        wide = torch.promote_types(each[0].dtype, torch.float32)
+        return torch.stack([logits.to(wide) for logits in each]).mean(0)
+
+
+def fold_batch_norms(network: nn.Module, say: Callable[[str], None] = lambda line: None) -> nn.Module:
     """A copy in evaluation mode with batch normalisation folded into the convolution before it, where there is one.
 
-    A network that torch.fx cannot trace is copied as it is.
+    Each of several teachers is folded by itself. A network that torch.fx cannot trace is copied as it is, and `say` is
+    told so in a line.
     """
+    if isinstance(network, MeanOfLogits):
+        return MeanOfLogits(fold_batch_norms(each, say) for each in network.networks).eval()
     if not any(isinstance(each, nn.BatchNorm2d) for each in network.modules()):
         return copy.deepcopy(network).eval()
     try:
         return fuse(network.eval()).requires_grad_(False)
-    except (TraceError, TypeError, NotImplementedError):  # other people's networks may branch on values
+    except (TraceError, TypeError, NotImplementedError) as error:  # other people's networks may branch on values
+        say(
+            f"the teacher {type(network).__name__} cannot be traced ({type(error).__name__}): its batch normalisation "
+            "is not folded, and it answers more slowly"
+        )
         return copy.deepcopy(network).eval()

@@ -6,9 +6,10 @@ import difflib
 import functools
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -19,6 +20,7 @@ from titn.errors import UserError
 from titn.network import load_network, read_spec, weights_digest
 from titn.own_parts import code_of
 from titn.settings import flag
+from titn.teachers.answers import MeanOfLogits
 from titn.teachers.architectures import TEACHERS, create_teacher, is_teacher
 from titn.training import checkpoint
 from titn.training.run import Run, plain_name
@@ -56,11 +58,16 @@ class Teacher:
     name: str
     top1: float | None
 
+    @property
+    def answers(self) -> Path | None:
+        """Folder of the teacher cache, where that is all there is of it."""
+        return self.weights if self.weights.is_dir() else None
+
     @functools.cached_property
-    def identity(self) -> dict[str, str]:
-        """Its architecture, and a hash of its weights."""
-        if self.weights.is_dir():
-            return dict(read_manifest(self.weights / MANIFEST)["identity"]["teacher"])
+    def identity(self) -> dict[str, Any]:
+        """Its "architecture", and a hash of its "weights" (`titn.network.weights_digest`)."""
+        if self.answers is not None:
+            return dict(read_manifest(self.answers / MANIFEST)["identity"]["teacher"])
         return {"architecture": self.name, "weights": weights_digest(self.weights)}
 
     @functools.cached_property
@@ -70,22 +77,69 @@ class Teacher:
         Raises:
             UserError: the weights are damaged, or are not there.
         """
-        if self.weights.is_dir():
+        if self.answers is not None:
             raise UserError(f"--teacher {self.weights} holds a teacher's answers, not its network")
         with torch.random.fork_rng(devices=[]):
             return load_network(self.weights)[0]
 
 
-def find_teacher(config: RunConfig, dataset: Dataset) -> TeacherSource:
-    """What `config.teacher` means: a folder or file, a run's name, or a teacher's name.
+@dataclass(frozen=True)
+class AveragedTeachers:
+    """Several trained teachers, of which the mean of the logits teaches (`MeanOfLogits`); their order does not matter.
+
+    Attributes:
+        teachers: two or more, in the order of the hashes of their weights.
+    """
+
+    teachers: tuple[Teacher, ...]
+    top1: ClassVar[float | None] = None
+    answers: ClassVar[Path | None] = None
+
+    @property
+    def name(self) -> str:
+        """Names of the architectures, a plus between them."""
+        return "+".join(teacher.name for teacher in self.teachers)
+
+    @functools.cached_property
+    def identity(self) -> dict[str, Any]:
+        """As of one teacher, and under "mean_of" the identity of each."""
+        each = [teacher.identity for teacher in self.teachers]
+        together = hashlib.sha256("\n".join(identity["weights"] for identity in each).encode()).hexdigest()
+        return {"architecture": self.name, "weights": together, "mean_of": each}
+
+    @functools.cached_property
+    def network(self) -> nn.Module:
+        """All of them in one, on the CPU, as of one teacher."""
+        return MeanOfLogits(teacher.network for teacher in self.teachers)
+
+
+AnyTeacher = Teacher | AveragedTeachers
+
+
+def find_teachers(config: RunConfig, dataset: Dataset) -> tuple[TeacherSource, ...]:
+    """What each name in `config.teachers` means: a folder or file, a run's name, or a teacher's name.
 
     A teacher given by name has a run with the hash of its settings and data in its name, so that it is found again, and
     taken up again if it was interrupted. Its seed is not the student's.
 
     Raises:
-        UserError: there is no such teacher.
+        UserError: there is no such teacher, or one is named twice.
     """
-    name = config.distils_from
+    sources = tuple(_find(name, config, dataset) for name in config.teachers)
+    paths = [source.path.absolute() for source in sources]
+    for name, path in zip(config.teachers, paths, strict=True):
+        if paths.count(path) > 1:
+            raise UserError(
+                f"--teacher {config.distils_from} names {name} twice: train another one with {TeacherConfig.program} "
+                "--seed 1 --name NAME, and give both runs"
+            )
+    return sources
+
+
+def _find(name: str, config: RunConfig, dataset: Dataset) -> TeacherSource:
+    """What the name of a teacher means."""
+    if not name:
+        raise UserError(f"--teacher {config.distils_from}: a name is missing before or after a comma")
     if not is_teacher(name):
         runs = Path(config.runs_dir).expanduser()
         for path in (Path(name).expanduser(), runs / name, runs / Path(name).name):  # the last: the runs were moved
@@ -97,7 +151,7 @@ def find_teacher(config: RunConfig, dataset: Dataset) -> TeacherSource:
         close = difflib.get_close_matches(name, TEACHERS, 1)
         hint = f"did you mean {close[0]}?" if close else f"use none, {', '.join(TEACHERS)}"
         raise UserError(f"--teacher {name} is neither a file, a folder nor a run in {config.runs_dir}; {hint}")
-    wanted = config.teacher_training()
+    wanted = config.teacher_training(name)
     with torch.device("meta"):  # whether such a network takes such images, in no time
         create_teacher(name, dataset.num_classes, dataset.channels, dataset.image_size)
     identity = _identity(wanted, dataset.identity())
@@ -109,6 +163,25 @@ def find_teacher(config: RunConfig, dataset: Dataset) -> TeacherSource:
     if Run(folder).result() is None:
         return TeacherSource(folder, TeacherConfig(resume=str(folder), device=config.device))
     return TeacherSource(folder)
+
+
+def load_teachers(paths: Sequence[Path], dataset: Dataset) -> AnyTeacher:
+    """The teacher in `paths`, or the mean of several; see `load_teacher`.
+
+    Raises:
+        UserError: as of `load_teacher`; one of several is a cache, or has the weights of another.
+    """
+    teachers = [load_teacher(path, dataset) for path in paths]
+    if len(teachers) == 1:
+        return teachers[0]
+    paths_of: dict[str, Path] = {}
+    for path, teacher in zip(paths, teachers, strict=True):
+        if teacher.answers is not None:
+            raise UserError(f"--teacher {path} holds a teacher's answers; only networks are averaged: name its run")
+        other = paths_of.setdefault(teacher.identity["weights"], path)
+        if other != path:
+            raise UserError(f"--teacher {other},{path}: both have the same weights, which are their own mean")
+    return AveragedTeachers(tuple(sorted(teachers, key=lambda teacher: str(teacher.identity["weights"]))))
 
 
 def load_teacher(path: Path, dataset: Dataset) -> Teacher:

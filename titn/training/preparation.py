@@ -100,8 +100,9 @@ def open_run(config: Config) -> tuple[Config, Run | None, Path | None]:
     changes = {name: getattr(config, name) for name in config.said & MAY_CHANGE - {"resume", "runs_dir", "data_dir"}}
     if "epochs" in changes and config.epochs < stored.epochs:
         raise UserError(f"--resume may add epochs to the run's {stored.epochs}, not take any: drop --epochs")
-    if "epochs" in changes and is_teacher(stored.distils_from):  # which has as many epochs as its student once had
-        changes["teacher_epochs"] = stored.teacher_training().epochs
+    to_train = [name for name in stored.teachers if is_teacher(name)]
+    if "epochs" in changes and to_train:  # teachers, which have as many epochs as their student once had
+        changes["teacher_epochs"] = stored.teacher_training(to_train[0]).epochs
     return stored.changed(**changes, runs_dir=str(run.folder.parent)), run, start
 
 
@@ -166,7 +167,7 @@ def announce(
     switches: Switches,
     dataset: Dataset,
     schedule: Schedule,
-    teacher: TeacherSource | None,
+    teachers: Sequence[TeacherSource],
     console: Console,
 ) -> None:
     """Say what is about to be done, and what of the settings does nothing."""
@@ -179,17 +180,19 @@ def announce(
     ]
     if config.batch_size != "auto" and config.batch_size > schedule.batch_size:
         lines.append(f"--batch-size {config.batch_size} is more than all training images: {schedule.batch_size} it is")
-    if teacher is None and config.distils_from != "none":
+    if config.teachers and not teachers:
         lines.append(f"{config.network} has no distillation token: it trains without a teacher")
     if plain := round(config.plain_share * schedule.epochs):
         lines.append(f"The last {count(plain, 'epoch')} with crop and flip alone")
     lines += [*dataset.notes, *config.without_effect]
-    if teacher is not None:
+    for teacher in teachers:
         lines.append(f"Teacher: {teacher.path}" + (", to be trained first" if teacher.to_train else ""))
         lines += teacher.notes
-        own = sorted(config.said & TRAINING_SETTINGS)
-        if teacher.to_train and own:
-            lines.append(f"{', '.join(map(flag, own))} of the student: its teacher's are set by --teacher-settings")
+    if len(teachers) > 1:
+        lines.append(f"The mean of the logits of {len(teachers)} teachers teaches")
+    own = sorted(config.said & TRAINING_SETTINGS)
+    if own and any(teacher.to_train for teacher in teachers):
+        lines.append(f"{', '.join(map(flag, own))} of the student: its teacher's are set by --teacher-settings")
     if switches.compile:
         lines.append("The first step compiles: about a minute where this network was never compiled before")
     for line in lines:
@@ -210,7 +213,7 @@ def check_fit(
     schedule: Schedule,
     dataset: Dataset,
     module: nn.Module,
-    source: TeacherSource | None,
+    teachers: Sequence[TeacherSource],
 ) -> None:
     """Raise UserError for settings that do not go together: batch, optimiser, distillation, cached teacher."""
     check_optimizer(config.optimizer, module, switches.device)
@@ -232,15 +235,16 @@ def check_fit(
         )
     if switches.kernels != "torch" and isinstance(module, TransformerInTransformer):
         _check_kernels(config, module)
-    if source is None:
+    if not teachers:
         return
     if config.distillation_term["kind"] == "standardized" and dataset.num_classes < 3:
         raise UserError(
             f"{dataset.name} has {dataset.num_classes} classes, and two standardised logits are 1 and -1 in any image: "
             "choose another --distillation"
         )
-    if source.to_train and config.stored_answers == "only":
-        raise UserError(f"--teacher-cache only: the teacher {source.path} is still to be trained; {REFILL} first")
+    for teacher in teachers:
+        if teacher.to_train and config.stored_answers == "only":
+            raise UserError(f"--teacher-cache only: the teacher {teacher.path} is still to be trained; {REFILL} first")
 
 
 def _check_kernels(config: RunConfig, module: TransformerInTransformer) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from titn.metrics import classification_metrics
 from titn.provenance import source_commit
-from titn.teachers.find import Teacher
+from titn.teachers.find import AnyTeacher
 from titn.training.switches import Switches, describe
 from titn.training.trainer import Trainer
 
@@ -66,7 +66,7 @@ class Result:
     commit: str | None
 
 
-def result_of(trainer: Trainer, logits: Tensor, switches: Switches, macs: int, teacher: Teacher | None) -> Result:
+def result_of(trainer: Trainer, logits: Tensor, switches: Switches, macs: int, teacher: AnyTeacher | None) -> Result:
     """The result of a training that has come to its end with these test logits, float32 [N, K]."""
     run, dataset, schedule, progress = trainer.run, trainer.dataset, trainer.schedule, trainer.progress
     lines = run.metrics() or [{}]

@@ -282,11 +282,18 @@ def _placed(config: RunConfig) -> dict[str, Any]:
     placed = {"data_dir": str(Path(config.data_dir).expanduser().absolute())}
     if config.dataset not in DATASETS and Path(config.dataset).expanduser().is_dir():
         placed["dataset"] = str(Path(config.dataset).expanduser().absolute())
-    for name in ("teacher", "init", "import_"):
-        given = getattr(config, name)
-        if given is not None and not is_teacher(given) and Path(given).expanduser().exists():
-            placed[name] = str(Path(given).expanduser().absolute())
+    for name in ("init", "import_"):
+        if getattr(config, name) is not None:
+            placed[name] = _absolute(getattr(config, name))
+    if config.teachers:
+        placed["teacher"] = ",".join(name if is_teacher(name) else _absolute(name) for name in config.teachers)
     return placed
+
+
+def _absolute(given: str) -> str:
+    """The path that is given, absolute where something is there; else what is given, perhaps a name."""
+    path = Path(given).expanduser()
+    return str(path.absolute()) if path.exists() else given
 
 
 def plain_name(*words: str) -> str:

@@ -21,7 +21,7 @@ from titn.errors import UserError, count
 from titn.pipelines import Augmentation, Batch, EpochPlan, Pipeline
 from titn.provenance import source_commit
 from titn.teachers.answers import Agreement, TeacherAnswers
-from titn.teachers.find import Teacher
+from titn.teachers.find import AnyTeacher
 from titn.training.plans import EpochPlans
 from titn.training.switches import Switches, native_bfloat16
 from titn.training.teacher_cache import (
@@ -221,7 +221,7 @@ class CacheFiller:
         """The teacher, calibrated on the first images of the first epoch that is filled."""
         if self._answers is None:
             bfloat16 = self.cache.identity["precision"] == "bfloat16"
-            self._answers = TeacherAnswers(self._network(), pipeline.device, bfloat16=bfloat16, fast=True)
+            self._answers = TeacherAnswers(self._network(), pipeline.device, bfloat16=bfloat16, fast=True, say=self.say)
             positions = np.arange(min(_MEASURED_IMAGES, pipeline.size))
             self._agreement = self._answers.calibrate(pipeline.batch(plan, positions).images)
         return self._answers
@@ -325,7 +325,7 @@ def _half(logits: Tensor) -> np.ndarray:
 
 
 def teacher_caches(
-    config: RunConfig, switches: Switches, plans: EpochPlans, dataset: Dataset, teacher: Teacher
+    config: RunConfig, switches: Switches, plans: EpochPlans, dataset: Dataset, teacher: AnyTeacher
 ) -> dict[Augmentation, TeacherCache]:
     """The caches that a student of `config` reads, by augmentation: where bfloat16 answers will do, those in float32
     are better. A cache that is given as the teacher is that of the first epoch.
@@ -334,13 +334,19 @@ def teacher_caches(
         UserError: a folder is damaged or of another identity.
     """
     first, *others = plans.numbers
-    found = {first: _cache(config, switches, first, dataset, teacher, given=teacher.weights.is_dir())}
-    return found | {each: _cache(config, switches, each, dataset, teacher, given=False) for each in others}
+    found = {first: _cache(config, switches, first, dataset, teacher, given=teacher.answers)}
+    return found | {each: _cache(config, switches, each, dataset, teacher, given=None) for each in others}
 
 
 def _cache(
-    config: RunConfig, switches: Switches, augmentation: Augmentation, dataset: Dataset, teacher: Teacher, given: bool
+    config: RunConfig,
+    switches: Switches,
+    augmentation: Augmentation,
+    dataset: Dataset,
+    teacher: AnyTeacher,
+    given: Path | None,
 ) -> TeacherCache:
+    """The cache of epochs with this augmentation, in the folder that is `given`, or else in the runs folder."""
     kept = kept_targets(config.distillation_term["kind"], config.stored_logits, dataset.num_classes)
     if config.distillation_term["kind"] == "standardized" and kept.startswith("top-"):
         raise UserError("--distillation standardized needs the spread of all logits: leave --cache-top-k out")
@@ -357,10 +363,10 @@ def _cache(
         )
         for precision in ("float32", *["bfloat16"] * rough)
     ]
-    if given:
-        stored = TeacherCache.open(teacher.weights).identity["precision"]
+    if given is not None:
+        stored = TeacherCache.open(given).identity["precision"]
         fitting = [identity for identity in identities if identity["precision"] == stored]
-        cache = TeacherCache(teacher.weights, (fitting or identities)[0])
+        cache = TeacherCache(given, (fitting or identities)[0])
         cache.check()
         return cache
     root = Path(config.runs_dir).expanduser()
@@ -369,7 +375,7 @@ def _cache(
 
 
 def teacher_targets(
-    config: RunConfig, switches: Switches, plans: EpochPlans, dataset: Dataset, teacher: Teacher, console: Console
+    config: RunConfig, switches: Switches, plans: EpochPlans, dataset: Dataset, teacher: AnyTeacher, console: Console
 ) -> TeacherTargets:
     """Where the student's targets come from.
 
@@ -387,7 +393,7 @@ def teacher_targets(
 
 
 def _cached_teacher(
-    config: RunConfig, cache: TeacherCache, epochs: list[int], teacher: Teacher, console: Console
+    config: RunConfig, cache: TeacherCache, epochs: list[int], teacher: AnyTeacher, console: Console
 ) -> CachedTeacher:
     there = epochs_in_words(set(epochs) & set(cache.epochs()))
     console.print(Text(f"Teacher cache: {cache.folder}, with epochs: {there}"), soft_wrap=True)

@@ -75,7 +75,7 @@ def cache_identity(
     augmentation: Augmentation,
     seed: int,
     *,
-    teacher: Mapping[str, str],
+    teacher: Mapping[str, Any],
     precision: str,
     targets: str,
     pipeline: Backend = "torch",
@@ -86,7 +86,7 @@ def cache_identity(
         dataset: gives the training images, their normalisation and the classes.
         augmentation: of the plan.
         seed: of the plan.
-        teacher: its "architecture" and "weights" hash (`titn.network.weights_digest`).
+        teacher: its `identity` (`titn.teachers.find`).
         precision: "float32" or "bfloat16"; see `TeacherAnswers`.
         targets: see `kept_targets`.
         pipeline: what makes the batches; named only if its floats are not the torch pipeline's to the last bit.

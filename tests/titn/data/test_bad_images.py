@@ -74,7 +74,7 @@ def test_a_known_data_set_has_no_bad_images() -> None:
 
 
 def test_a_teacher_takes_the_setting_from_its_student() -> None:
-    assert TrainConfig(skip_bad_images=True, teacher="small_cnn").teacher_training().skip_bad_images
+    assert TrainConfig(skip_bad_images=True, teacher="small_cnn").teacher_training("small_cnn").skip_bad_images
 
 
 def test_what_does_not_fit_into_memory_is_refused_with_a_way_out(
