@@ -84,7 +84,7 @@ class ScheduleSettings(Subject):
     batch_size: Whole | Auto = "auto"
     """images per step; auto: the recipe's, fewer in a short training"""
     optimizer: Literal["sgd", "apex_sgd", "adam", "adamw", "muon", "rmsprop"] = "sgd"
-    """apex_sgd is NVIDIA apex's; muon: AdamW, but Muon for a student's large matrices"""
+    """apex_sgd is NVIDIA apex's; muon: AdamW, but Muon for a student's large matrices and a teacher's filters"""
     momentum: Fraction = 0.9
     """of sgd and apex_sgd"""
     beta1: Fraction = 0.9
@@ -224,7 +224,8 @@ class TeacherSettings(Subject):
     """teacher"""
 
     teacher: str = "vgg16_bn"
-    """densenet121, mobilenet_v3_large, resnet50, wide_resnet50_2, squeezenet1_1, vgg16, vgg16_bn, vgg19 or small_cnn"""
+    """densenet121, mobilenet_v3_large, resnet50, wide_resnet50_2, squeezenet1_1, vgg16, vgg16_bn, vgg19, small_cnn,
+    cnn_7m, cnn_17m, cnn_118m or cnn_302m"""
 
 
 @dataclass(frozen=True, config=STRICT)

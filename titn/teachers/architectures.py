@@ -1,4 +1,4 @@
-"""Teachers by name: eight torchvision networks made to work on small images, and a small one for digits.
+"""Teachers by name: eight torchvision networks made to work on small images, and small ones that train fast.
 
 Below 96 pixels torchvision's networks keep their layers and the shapes of their weights, so that ImageNet weights fit,
 but shrink the image 8-fold, as is usual for CIFAR: ResNets and DenseNet get a stem of stride 1 and no max-pooling,
@@ -25,6 +25,7 @@ from torchvision import models
 
 from titn.errors import UserError
 from titn.own_parts import check_network, is_own, own_network
+from titn.teachers.speed_cnn import HEAD, MINIMUM_SIZE, WIDTHS, speed_cnn
 from titn.teachers.state_dict import check_fit, read_state_dict
 from titn.teachers.vgg import CHANNELS, COPIES, REDUCTION, fold_weight, folded_vgg
 
@@ -35,7 +36,10 @@ _OLD_DENSENET = re.compile(r"(denselayer\d+\.(?:norm|conv))\.([12])\.")
 
 @dataclass(frozen=True)
 class _Architecture:
-    """How to build one teacher; `stem` and `head` name its first convolution and its classifying layer."""
+    """How to build one teacher; `stem` and `head` name its first convolution and its classifying layer.
+
+    `any_channels`: it is built for a number of channels; all others for three.
+    """
 
     build: Callable[..., nn.Module]
     stem: str
@@ -43,6 +47,7 @@ class _Architecture:
     adapt: Callable[[nn.Module], None] | None = None
     minimum_size: int = 8
     vgg: bool = False
+    any_channels: bool = False
 
 
 def _small_cnn(num_classes: int) -> nn.Sequential:
@@ -97,6 +102,9 @@ _ARCHITECTURES = {
     "vgg16_bn": _vgg(models.vgg16_bn),
     "vgg19": _vgg(models.vgg19),
     "small_cnn": _Architecture(_small_cnn, "0.0", "8"),
+} | {
+    name: _Architecture(partial(speed_cnn, name), "", HEAD, minimum_size=MINIMUM_SIZE, any_channels=True)
+    for name in WIDTHS
 }
 TEACHERS = tuple(_ARCHITECTURES)
 _TIMM = "timm:"
@@ -181,6 +189,8 @@ def create_teacher(
         with torch.device("meta"):
             unfolded = kind.build(num_classes=num_classes)
         module = folded_vgg(unfolded)
+    elif kind.any_channels:
+        return kind.build(num_classes=num_classes, in_channels=in_channels)
     else:
         module = kind.build(num_classes=num_classes)
     if kind.adapt is not None and image_size < _SMALL_BELOW:

@@ -34,7 +34,8 @@ class Muon(torch.optim.Optimizer):
 
     Args:
         params: matrices [rows, columns], or groups of them; `maps` of a group is the number of maps of equal size that
-            each parameter stacks by its rows (3: packed queries, keys and values).
+            each parameter stacks by its rows (3: packed queries, keys and values). The filters of a convolution
+            [rows, inputs, height, width] count as a matrix [rows, inputs * height * width].
         lr: learning rate.
         weight_decay: decoupled, as AdamW's.
         momentum: of the average of gradients, looked ahead from (Nesterov).
@@ -80,11 +81,11 @@ def newton_schulz(matrices: Tensor) -> Tensor:
 
 
 def _updates(directions: Sequence[Tensor], maps: int, lr: float) -> list[Tensor]:
-    """What to add to each parameter, [rows, columns], for its direction of the same shape."""
+    """What to add to each parameter, [rows, columns] or [rows, ...], for its direction of the same shape."""
     by_shape: dict[tuple[int, int], list[int]] = defaultdict(list)
     wide: list[Tensor] = []
     for index, direction in enumerate(directions):
-        each = direction.unflatten(0, (maps, -1))
+        each = direction.flatten(1).unflatten(0, (maps, -1))
         wide.append(each.mT if each.shape[1] > each.shape[2] else each)
         by_shape[wide[-1].shape[1], wide[-1].shape[2]].append(index)
     updates: list[Tensor] = [*directions]
@@ -92,7 +93,7 @@ def _updates(directions: Sequence[Tensor], maps: int, lr: float) -> list[Tensor]
         orthogonal = newton_schulz(torch.cat([wide[index] for index in indices])).mul_(-0.2 * max(shape) ** 0.5 * lr)
         for index, update in zip(indices, orthogonal.split(maps), strict=True):
             rows_first = update if update.shape[1] * maps == len(directions[index]) else update.mT
-            updates[index] = rows_first.flatten(0, 1)
+            updates[index] = rows_first.flatten(0, 1).view_as(directions[index])
     return updates
 
 

@@ -17,6 +17,10 @@ from titn.training.muon import MuonWithAdamW
 
 SMALLEST_MATRIX = 64
 """Rows and columns that a matrix needs for Muon; a smaller one has too few directions to make orthogonal."""
+FEWEST_FILTERS = 16
+"""Filters that a convolution needs for Muon, and weights that each filter needs."""
+COLOURS = 3
+"""A convolution of so few channels sees the image itself, not features."""
 
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "sgd": partial(torch.optim.SGD, fused=True),
@@ -38,11 +42,11 @@ def build_optimizer(
 ) -> torch.optim.Optimizer:
     """The optimiser `name` over all parameters of `module`: a key of `OPTIMIZERS`, "muon" or "apex_sgd".
 
-    "muon" is Muon for `patch_matrices` and AdamW for all other parameters; "apex_sgd" is NVIDIA apex's form of "sgd".
+    "muon" is Muon for `muon_matrices` and AdamW for all other parameters; "apex_sgd" is NVIDIA apex's form of "sgd".
     `momentum` is that of "sgd" and "apex_sgd", `betas` are those of "adam", "adamw" and the AdamW in "muon".
     """
     if name == "muon":
-        matrices, packed = patch_matrices(module)
+        matrices, packed = muon_matrices(module)
         chosen = {id(param) for param in (*matrices, *packed)}
         others = [param for param in module.parameters() if id(param) not in chosen]
         return MuonWithAdamW([{"params": matrices}, {"params": packed, "maps": 3}], others, lr, weight_decay, betas)
@@ -59,28 +63,36 @@ def build_optimizer(
 
 def check_optimizer(name: str, module: nn.Module, device: torch.device) -> None:
     """Raise UserError for an optimiser that cannot train `module` on `device`."""
-    if name == "muon" and not any(patch_matrices(module)):
+    if name == "muon" and not any(muon_matrices(module)):
         raise UserError(
             f"--optimizer muon is for matrices of at least {SMALLEST_MATRIX}x{SMALLEST_MATRIX} in the blocks of a "
-            f"Transformer, and {type(module).__name__} has none: use adamw or sgd"
+            f"Transformer and for the filters of convolutions, and {type(module).__name__} has none: use adamw or sgd"
         )
     if name == "apex_sgd" and (reasons := apex_reasons(device)):
         raise UserError(f"--optimizer apex_sgd cannot run here: {'; '.join(reasons)}; use sgd, its PyTorch equal")
 
 
-def patch_matrices(module: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
-    """The weights that Muon is for: of the linear layers of the blocks, outside of the stream of pixels.
+def muon_matrices(module: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
+    """The weights that Muon is for: filters of convolutions, and a Transformer's blocks but for the pixels' stream.
 
-    Rows and columns are at least `SMALLEST_MATRIX`. Tables, biases, norms, heads and the pixels' embedding and layers
-    are for AdamW.
+    Rows and columns of a linear layer are at least `SMALLEST_MATRIX`. Filters [out, in, h, w] count as a matrix
+    [out, in * h * w] of at least `FEWEST_FILTERS` rows and columns; those of the colours and of single channels are not
+    among them. Tables, biases, norms, heads and the pixels' embedding and layers are for AdamW.
 
     Returns:
         Weights of one map each, and weights that pack the maps of queries, keys and values by rows.
     """
+    matrices: list[Tensor] = [
+        layer.weight
+        for layer in module.modules()
+        if isinstance(layer, nn.Conv2d)
+        and layer.groups == 1
+        and layer.in_channels > COLOURS
+        and min(layer.weight.flatten(1).shape) >= FEWEST_FILTERS
+    ]
+    packed: list[Tensor] = []
     blocks = getattr(module, "blocks", nn.ModuleList())
     pixels = {each for layer in blocks.modules() if isinstance(layer, PixelLayer) for each in layer.modules()}
-    matrices: list[Tensor] = []
-    packed: list[Tensor] = []
     for name, layer in blocks.named_modules():
         if isinstance(layer, nn.Linear) and layer not in pixels and min(layer.weight.shape) >= SMALLEST_MATRIX:
             (packed if name.endswith(".qkv") else matrices).append(layer.weight)

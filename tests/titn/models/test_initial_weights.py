@@ -10,15 +10,15 @@ import torch
 from foreign_weights import fill, message, reference, write
 
 from titn.teachers.architectures import TEACHERS, create_teacher, load_initial_weights
+from titn.teachers.speed_cnn import WIDTHS
 
-PLAIN = [name for name in TEACHERS if not name.startswith("vgg") and name != "small_cnn"]
+OWN = ["small_cnn", *WIDTHS]
+PLAIN = [name for name in TEACHERS if not name.startswith("vgg") and name not in OWN]
 
 
-@pytest.mark.parametrize(
-    ("name", "suffix"), [*((name, ".pth") for name in PLAIN), ("small_cnn", ".pth"), ("resnet50", ".safetensors")]
-)
+@pytest.mark.parametrize(("name", "suffix"), [*((name, ".pth") for name in PLAIN + OWN), ("resnet50", ".safetensors")])
 def test_initial_weights_are_loaded(name: str, suffix: str, tmp_path: Path) -> None:
-    source = fill(create_teacher(name, 10)) if name == "small_cnn" else reference(name)
+    source = fill(create_teacher(name, 10)) if name in OWN else reference(name)
     weights = source.state_dict()
     path = write(weights, tmp_path / f"weights{suffix}")
     module = create_teacher(name, 10, 3, 32)

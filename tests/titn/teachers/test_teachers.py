@@ -9,9 +9,10 @@ from torchvision import models
 
 from titn.data.dataset import load_dataset
 from titn.teachers.architectures import TEACHERS, create_teacher
+from titn.teachers.speed_cnn import MINIMUM_SIZE, WIDTHS
 from titn.teachers.vgg import fold_vgg
 
-TORCHVISION = [name for name in TEACHERS if name != "small_cnn"]
+TORCHVISION = [name for name in TEACHERS if hasattr(models, name)]
 PLAIN = [name for name in TORCHVISION if not name.startswith("vgg")]
 
 
@@ -27,13 +28,14 @@ def linear(module: nn.Module, name: str) -> nn.Linear:
 
 def test_names() -> None:
     papers = "densenet121 mobilenet_v3_large resnet50 wide_resnet50_2 squeezenet1_1 vgg16 vgg16_bn vgg19"
-    assert [*papers.split(), "small_cnn"] == list(TEACHERS)
+    assert [*papers.split(), "small_cnn", *WIDTHS] == list(TEACHERS)
     assert "did you mean resnet50?" in message(lambda: create_teacher("resnet", 10, 3, 32))
     assert "small_cnn" in message(lambda: create_teacher("", 10, 3, 32))
 
 
 @pytest.mark.parametrize(
-    ("name", "channels"), [*((name, 3) for name in TEACHERS), ("resnet50", 1), ("vgg16_bn", 1), ("small_cnn", 1)]
+    ("name", "channels"),
+    [*((name, 3) for name in TEACHERS), ("resnet50", 1), ("vgg16_bn", 1), ("small_cnn", 1), ("cnn_7m", 1)],
 )
 def test_forward_and_backward_at_32_pixels(name: str, channels: int) -> None:
     torch.manual_seed(0)
@@ -50,8 +52,9 @@ def test_forward_and_backward_at_32_pixels(name: str, channels: int) -> None:
 @pytest.mark.parametrize("name", TEACHERS)
 @pytest.mark.parametrize("size", [8, 28, 64, 96])
 def test_other_image_sizes(name: str, size: int) -> None:
-    if name.startswith("vgg") and size < 32:
-        assert "at least 32 pixels" in message(lambda: create_teacher(name, 5, 3, size))
+    smallest = 32 if name.startswith("vgg") else MINIMUM_SIZE if name in WIDTHS else 8
+    if size < smallest:
+        assert f"at least {smallest} pixels" in message(lambda: create_teacher(name, 5, 3, size))
         return
     with torch.device("meta"):
         assert create_teacher(name, 5, 3, size)(torch.empty(2, 3, size, size)).shape == (2, 5)
@@ -170,7 +173,7 @@ def test_folded_vgg_starts_like_the_unfolded_one() -> None:
     assert all(torch.equal(tensor, again[key]) for key, tensor in state.items())
 
 
-@pytest.mark.parametrize("name", TEACHERS)
+@pytest.mark.parametrize("name", [name for name in TEACHERS if name not in WIDTHS])
 def test_grey_images_are_three_equal_channels(name: str) -> None:
     torch.manual_seed(4)
     grey = create_teacher(name, 10, 1, 32).state_dict()

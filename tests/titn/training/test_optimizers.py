@@ -1,6 +1,7 @@
 """Muon against its formula and PyTorch's own, the choice of its matrices, resuming, and the search for apex."""
 
 import copy
+import math
 import sys
 from pathlib import Path
 
@@ -11,12 +12,13 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import titn
-from titn.config import TeacherConfig, TrainConfig
+from titn.config import TrainConfig
 from titn.errors import UserError
+from titn.teachers.architectures import create_teacher
 from titn.train import train
 from titn.training import checkpoint
 from titn.training.muon import COEFFICIENTS, ITERATIONS, Muon, newton_schulz
-from titn.training.optimizers import apex_reasons, build_optimizer, check_optimizer, patch_matrices
+from titn.training.optimizers import apex_reasons, build_optimizer, check_optimizer, muon_matrices
 from titn.training.run import Run
 
 QUIET = Console(quiet=True)
@@ -120,7 +122,7 @@ def test_singular_values_come_near_one() -> None:
 def test_muon_gets_the_matrices_of_the_patch_stream_and_nothing_else() -> None:
     model = titn.create_model("titn", num_classes=100, depth=2)
     names = {id(parameter): name for name, parameter in model.named_parameters()}
-    matrices, packed = patch_matrices(model)
+    matrices, packed = muon_matrices(model)
     layers = ("merge.proj", "patch.proj", "patch.fc1", "patch.fc2")
     assert {names[id(each)] for each in matrices} == {
         f"blocks.{block}.{layer}.weight" for block in range(2) for layer in layers
@@ -129,6 +131,36 @@ def test_muon_gets_the_matrices_of_the_patch_stream_and_nothing_else() -> None:
     optimizer = build_optimizer("muon", model, 1e-3, 0.05)
     trained = [id(parameter) for group in optimizer.param_groups for parameter in group["params"]]
     assert sorted(trained) == sorted(names)
+
+
+def test_muon_gets_the_filters_of_features_and_no_others() -> None:
+    """Not those of the colours, of single channels (depthwise), norms, or the heads."""
+    network = create_teacher("cnn_17m", 10, 3, 32)
+    names = {id(parameter): name for name, parameter in network.named_parameters()}
+    matrices, packed = muon_matrices(network)
+    assert packed == []
+    filters = [name for name, parameter in network.named_parameters() if parameter.ndim == 4]
+    assert [names[id(each)] for each in matrices] == filters[1:] and len(filters) == 7
+    mobile = muon_matrices(create_teacher("mobilenet_v3_large", 10, 3, 32))[0]
+    assert mobile and all(each.shape[1] > 3 for each in mobile)
+
+
+def test_filters_move_as_matrices_of_their_rows() -> None:
+    shapes = [(32, 8, 3, 3), (96, 64, 1, 1), (32, 72)]
+    flat = [(rows, math.prod(rest)) for rows, *rest in shapes]
+    start = [gradients(shape, 1, seed=9 + index)[0] for index, shape in enumerate(flat)]
+    grads = [gradients(shape, 3, seed=index) for index, shape in enumerate(flat)]
+    params = [nn.Parameter(each.clone().view(shape)) for each, shape in zip(start, shapes, strict=True)]
+    params[0] = nn.Parameter(params[0].detach().to(memory_format=torch.channels_last))
+    optimizer = Muon(params, lr=0.02, weight_decay=0.5)
+    for step in range(3):
+        for param, grad in zip(params, grads, strict=True):
+            param.grad = grad[step].view(param.shape).clone()
+        optimizer.step()
+    for param, weight, grad in zip(params, start, grads, strict=True):
+        torch.testing.assert_close(
+            param.detach().flatten(1), expected(weight, grad, 1, 0.02, 0.5), rtol=1e-9, atol=1e-12
+        )
 
 
 def test_both_parts_follow_the_rate_that_is_set_and_the_state_that_is_loaded() -> None:
@@ -176,10 +208,10 @@ def test_a_run_with_muon_and_an_average_resumes_bit_equal(tmp_path: Path) -> Non
         assert [key for key in resumed if not torch.equal(resumed[key], uninterrupted[key])] == []
 
 
-def test_muon_is_refused_for_a_network_without_such_matrices(tmp_path: Path) -> None:
+def test_muon_is_refused_for_a_network_without_such_matrices() -> None:
+    network = nn.Sequential(nn.Conv2d(3, 64, 3), nn.Flatten(), nn.Linear(64, 10))
     with pytest.raises(UserError, match="--optimizer muon is for matrices"):
-        train(TeacherConfig(limit_train=64, optimizer="muon", device="cpu", runs_dir=tmp_path), console=QUIET)
-    assert not list(tmp_path.iterdir())
+        check_optimizer("muon", network, CPU)
 
 
 @pytest.mark.parametrize(
