@@ -6,7 +6,7 @@ import difflib
 import functools
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -45,6 +45,31 @@ class TeacherSource:
 
 
 @dataclass(frozen=True)
+class TrainingCost:
+    """What a finished training took: seconds on its own machine, and image passes, of every epoch together."""
+
+    seconds: float
+    image_passes: int
+
+    @classmethod
+    def of(cls, result: Mapping[str, Any]) -> TrainingCost | None:
+        """From what result.json holds; None where that says too little."""
+        try:
+            return cls(float(result["wall_seconds"]), int(result["epochs"]) * int(result["train_images"]))
+        except (KeyError, TypeError, ValueError):
+            return None
+
+    @classmethod
+    def together(cls, costs: Iterable[TrainingCost | None]) -> TrainingCost | None:
+        """Of several; None where one is unknown."""
+        known = list(costs)
+        if None in known:
+            return None
+        found = [cost for cost in known if cost is not None]
+        return cls(sum(cost.seconds for cost in found), sum(cost.image_passes for cost in found))
+
+
+@dataclass(frozen=True)
 class Teacher:
     """A trained teacher.
 
@@ -52,11 +77,13 @@ class Teacher:
         weights: safetensors file of the network, or a teacher cache, which has its answers only.
         name: of its architecture.
         top1: test accuracy, where its run is finished.
+        cost: of its training, where its run is finished.
     """
 
     weights: Path
     name: str
     top1: float | None
+    cost: TrainingCost | None = None
 
     @property
     def answers(self) -> Path | None:
@@ -99,6 +126,11 @@ class AveragedTeachers:
     def name(self) -> str:
         """Names of the architectures, a plus between them."""
         return "+".join(teacher.name for teacher in self.teachers)
+
+    @property
+    def cost(self) -> TrainingCost | None:
+        """Of the training of all of them."""
+        return TrainingCost.together(teacher.cost for teacher in self.teachers)
 
     @functools.cached_property
     def identity(self) -> dict[str, Any]:
@@ -194,11 +226,12 @@ def load_teacher(path: Path, dataset: Dataset) -> Teacher:
     """
     if (path / MANIFEST).is_file():
         return Teacher(path, read_manifest(path / MANIFEST)["identity"]["teacher"]["architecture"], None)
-    weights, top1 = path, None
+    weights, top1, cost = path, None, None
     if (path / "config.yaml").is_file():
         run = Run(path)
         result = run.result()
         top1 = None if result is None else result.get("top1")
+        cost = None if result is None else TrainingCost.of(result)
         weights = run.newest_checkpoint()
     if weights.is_dir():
         checkpoint.verify(weights)
@@ -220,7 +253,7 @@ def load_teacher(path: Path, dataset: Dataset) -> Teacher:
             raise UserError(
                 f"--teacher {path} was trained with another {what} ({has}) than {dataset.name} has ({needed})"
             )
-    return Teacher(weights, spec.name, top1)
+    return Teacher(weights, spec.name, top1, cost)
 
 
 def _identity(config: RunConfig, dataset: dict[str, Any]) -> dict[str, Any]:

@@ -29,6 +29,9 @@ class Result:
     what a cached teacher takes ahead of an epoch's steps, above all to fill a missing one, is not in it but in
     `teacher_seconds` (None without a teacher), and `images_per_second_filled` is the rate with both. `macs` are those
     of one forward pass of one image; `wall_seconds` include evaluation and checkpoints.
+
+    `teacher_training_seconds` and `teacher_training_passes`, in images, are what the teacher's own training took, of
+    several teachers all together, and `seconds_with_teacher` is the sum of both trainings; None where it is unknown.
     """
 
     run: str
@@ -43,6 +46,8 @@ class Result:
     average_top1: float | None
     teacher: str | None
     teacher_top1: float | None
+    teacher_training_seconds: float | None
+    teacher_training_passes: int | None
     dataset: str
     classes: int
     train_images: int
@@ -58,6 +63,7 @@ class Result:
     images_per_second_filled: float
     teacher_seconds: float | None
     wall_seconds: float
+    seconds_with_teacher: float | None
     amp: str
     compile: bool
     kernels: str
@@ -73,6 +79,7 @@ def result_of(trainer: Trainer, logits: Tensor, switches: Switches, macs: int, t
     rate = progress.timed_images / max(progress.timed_seconds, 1e-9)
     ahead = sum(line.get("teacher_seconds") or 0.0 for line in lines)
     images = trainer.steps_done * schedule.batch_size
+    cost = teacher.cost if teacher else None
     scores = classification_metrics(logits, torch.from_numpy(dataset.test_labels))
     return Result(
         run=str(run.folder),
@@ -83,6 +90,8 @@ def result_of(trainer: Trainer, logits: Tensor, switches: Switches, macs: int, t
         average_top1=lines[-1].get("test_top1_average"),
         teacher=teacher.name if teacher else None,
         teacher_top1=teacher.top1 if teacher else None,
+        teacher_training_seconds=cost.seconds if cost else None,
+        teacher_training_passes=cost.image_passes if cost else None,
         dataset=dataset.name,
         classes=dataset.num_classes,
         train_images=len(dataset.train_labels),
@@ -98,6 +107,7 @@ def result_of(trainer: Trainer, logits: Tensor, switches: Switches, macs: int, t
         images_per_second_filled=images / max(images / max(rate, 1e-9) + ahead, 1e-9),
         teacher_seconds=ahead if teacher else None,
         wall_seconds=progress.wall_seconds,
+        seconds_with_teacher=progress.wall_seconds + cost.seconds if cost else None,
         amp=str(switches.amp).removeprefix("torch.") if switches.amp else "off",
         compile=switches.compile,
         kernels=switches.backend,
@@ -121,12 +131,19 @@ def show_result(result: Result, console: Console, *next_commands: tuple[str, str
         rows.append(("averaged weights", f"{result.average_top1:.2%} top-1 (last epoch)"))
     if result.teacher is not None:
         accuracy = "" if result.teacher_top1 is None else f" ({result.teacher_top1:.2%})"
-        rows.append(("teacher", f"{result.teacher}{accuracy}"))
+        took = ""
+        if result.teacher_training_seconds is not None:
+            passes = f"{result.teacher_training_passes:,} image passes"
+            took = f", itself trained in {_duration(result.teacher_training_seconds)}, {passes}"
+        rows.append(("teacher", f"{result.teacher}{accuracy}{took}"))
     rows.append((result.model, f"{result.parameters:,} parameters, {result.macs / 1e6:.1f} M multiply-accumulates"))
     speed = f"{result.images_per_second:,.0f} images/s"
     if result.images_per_second_filled < 0.99 * result.images_per_second:
         speed += f" ({result.images_per_second_filled:,.0f} with the teacher's answers stored meanwhile)"
-    rows.append(("speed", f"{speed}, {_duration(result.wall_seconds)} in all"))
+    speed += f", {_duration(result.wall_seconds)} in all"
+    if result.seconds_with_teacher is not None:
+        speed += f", {_duration(result.seconds_with_teacher)} with the teacher's training"
+    rows.append(("speed", speed))
     table = Table(show_header=False, box=None, padding=(0, 2))
     for name, value in rows:
         table.add_row(Text(name), Text(value, "bold" if name.startswith("top-1") else ""))

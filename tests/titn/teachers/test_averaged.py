@@ -116,6 +116,9 @@ def test_a_student_learns_the_same_from_stored_answers_in_either_order(
         for name, value in weights(live.run).items():
             torch.testing.assert_close(weights(cached.run)[name], value, atol=1e-3, rtol=1e-3)
     assert (live.teacher, live.teacher_top1) == ("small_cnn+small_cnn", None)
+    each = [Run(runs / name).result() or {} for name in ("one", "other")]
+    assert live.teacher_training_seconds == pytest.approx(sum(result["wall_seconds"] for result in each))
+    assert live.teacher_training_passes == 2 * 96
     hashes = {weights_digest(Run(runs / name).newest_checkpoint() / checkpoint.MODEL) for name in ("one", "other")}
     of = json.loads((cache.folder / "manifest.json").read_text())["identity"]["teacher"]["mean_of"]
     assert {each["weights"] for each in of} == hashes

@@ -135,7 +135,11 @@ def test_a_student_learns_from_a_teacher_that_is_trained_once(tmp_path: Path) ->
     (teacher,) = tmp_path.glob("teacher-digits-small_cnn-*")
     written = (teacher / "result.json").stat().st_mtime_ns
     assert first.teacher == "small_cnn"
-    assert first.teacher_top1 == json.loads((teacher / "result.json").read_text())["top1"]
+    of_the_teacher = json.loads((teacher / "result.json").read_text())
+    assert first.teacher_top1 == of_the_teacher["top1"]
+    assert first.teacher_training_passes == 2 * of_the_teacher["train_images"]
+    assert first.teacher_training_seconds == of_the_teacher["wall_seconds"]
+    assert first.seconds_with_teacher == first.wall_seconds + of_the_teacher["wall_seconds"]
     assert Run(tmp_path / "first").metrics()[0]["teacher_agreement"] > 0
     second = train(config.changed(name="second", distillation="soft", temperature=2.0), console=QUIET)
     assert (teacher / "result.json").stat().st_mtime_ns == written
