@@ -117,6 +117,11 @@ class RunConfig(FolderSettings, SpeedSettings, AugmentationSettings, ScheduleSet
         return {}
 
     @property
+    def growing_shares(self) -> tuple[float, float]:
+        """Shares of the epochs, the first ones, with smaller images and with fewer blocks."""
+        return 0.0, 0.0
+
+    @property
     def fused_kernels(self) -> str:
         """Backend of the network's fused operations, as asked for."""
         return "torch"
@@ -216,6 +221,10 @@ class TrainConfig(DistillationSettings, StudentSettings, RunConfig):
     @property
     def training_options(self) -> dict[str, Any]:
         return {"drop_path_rate": self.drop_path}
+
+    @property
+    def growing_shares(self) -> tuple[float, float]:
+        return self.small_share, self.shallow_share
 
     @property
     def fused_kernels(self) -> str:

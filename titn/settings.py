@@ -178,6 +178,10 @@ class StudentSettings(Subject):
     """side of the squares of pixels that a patch consists of, a divisor of the patch size; none: the model's own"""
     drop_path: Fraction = 0.0
     """stochastic depth: probability of leaving out a branch of the last block, falling linearly to 0 in the first"""
+    small_share: Share = 0.0
+    """share of the epochs, the first ones, that train on images of three quarters of the side (progressive resizing)"""
+    shallow_share: Share = 0.0
+    """share of the epochs, the first ones, that train the first half of the blocks alone (progressive depth)"""
     kernels: Literal["auto", "torch", "triton", "native"] = "auto"
     """backend of the fused operations; auto: torch, with --fast the fastest that can run"""
 

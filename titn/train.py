@@ -26,6 +26,7 @@ from titn.report import write_report
 from titn.teachers.find import TeacherSource, find_teachers, load_teachers
 from titn.training.callbacks import Callback
 from titn.training.initial import start_from
+from titn.training.phases import Phases
 from titn.training.plans import EpochPlans
 from titn.training.preparation import (
     announce,
@@ -90,7 +91,7 @@ def train(
     teacher = load_teachers([each.path for each in sources], dataset) if sources and not to_train else None
     check_fit(config, switches, schedule, dataset, module, sources)
     weights = class_weights(config.class_weights, dataset.train_labels, dataset.class_names)
-    announce(config, switches, dataset, schedule, sources, console)
+    announce(config, switches, dataset, schedule, module, sources, console)
     plans = EpochPlans.of(config, schedule, dataset)
     targets = teacher_targets(config, switches, plans, dataset, teacher, console) if teacher else None
     term = config.distillation_term
@@ -122,6 +123,7 @@ def train(
             schedule,
             dataset,
             plans,
+            Phases.of(config, schedule),
             spec=spec,
             targets=targets,
             pipeline=make_pipeline(dataset, backend=switches.pipeline, device=switches.device),

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from dataclasses import replace
+from itertools import islice
 from typing import Any
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from titn.errors import UserError
@@ -21,7 +25,8 @@ class ImageTransformer(nn.Module, ABC):
 
     `forward` takes images `[B, in_channels, image_size, image_size]` and returns class logits `[B, num_classes]`. With
     a distillation token, training mode returns `(class_logits, distillation_logits)` and evaluation mode the
-    average of the two; `set_distilled_training(False)` makes training return the average as well.
+    average of the two; `set_distilled_training(False)` makes training return the average as well. `train_in_part` lets
+    training mode shrink the images and leave out the last blocks.
 
     Raises:
         UserError: a rate or backend that there is not, or images of another size than the model's.
@@ -35,6 +40,7 @@ class ImageTransformer(nn.Module, ABC):
     """Names of the parts before the blocks."""
     norm_first: bool
     """Whether one LayerNorm serves all tokens before pooling, or each head has its own behind it."""
+    _between: Tensor | None
     end_kernels: str = "torch"
     """Backend of what stands before and behind the blocks; "triton" where a captured step has found that it fits."""
 
@@ -47,6 +53,9 @@ class ImageTransformer(nn.Module, ABC):
         self.num_features = self.head_hidden_size = self.embed_dim = sizes.patch_dim
         self.distilled = self.distilled_training = sizes.distilled
         self.kernels = kernels
+        self.training_grid: int | None = None
+        self.training_blocks: int | None = None
+        self.register_buffer("_between", None, persistent=False)
         self.norm = nn.LayerNorm(self.embed_dim, eps=LAYER_NORM_EPS)
         self.head_drop = nn.Dropout(check_rate("drop_rate", drop_rate))
         self.head = self._linear_head()
@@ -86,7 +95,7 @@ class ImageTransformer(nn.Module, ABC):
         if self._fused_heads and not pre_logits:
             logits, distillation_logits = self._both_heads(tokens)
             return self._answer(logits, distillation_logits)
-        features = tokens[:, : self.num_patches + 1].mean(1) if self.pool == "mean" else tokens[:, 0]
+        features = tokens[:, : self._pooled(tokens)].mean(1) if self.pool == "mean" else tokens[:, 0]
         features = self.head_drop(features if self.norm_first else self.norm(features))
         if not self.distilled:
             return features if pre_logits else self.head(features)
@@ -104,8 +113,12 @@ class ImageTransformer(nn.Module, ABC):
     def _both_heads(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         pairs: Any = ((self.norm, self.head), (self.norm_dist, self.head_dist))
         first, second = (HeadWeights(norm.weight, norm.bias, head.weight, head.bias) for norm, head in pairs)
-        pooled = self.num_patches + 1 if self.pool == "mean" else 1
+        pooled = self._pooled(tokens) if self.pool == "mean" else 1
         return class_heads(tokens, (first, second), pooled=pooled, eps=LAYER_NORM_EPS, backend=self.end_kernels)
+
+    def _pooled(self, tokens: Tensor) -> int:
+        """Class token and patches, of whichever number."""
+        return tokens.shape[1] - int(self.distilled)
 
     def _answer(self, logits: Tensor, distillation_logits: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         if self.training and self.distilled_training:
@@ -129,6 +142,48 @@ class ImageTransformer(nn.Module, ABC):
                 f"the model takes images [batch, {', '.join(map(str, expected))}], not {list(images.shape)}; "
                 "give create_model their in_channels and image_size"
             )
+
+    def train_in_part(self, *, grid: int | None = None, blocks: int | None = None) -> None:
+        """What training mode computes from now on; evaluation mode computes everything in any case.
+
+        Args:
+            grid: patches per side G to which images [B, C, S, S] are shrunk, bilinearly with antialiasing. Tables over
+                the patches are interpolated bilinearly where the smaller image's patches have their centres, and
+                learn through that. None: the images as they are.
+            blocks: how many of the blocks are run, the first ones; None: all.
+        """
+        self.training_grid, self.training_blocks, self._between = grid, blocks, None
+        if grid is not None:
+            side = self.image_size // self.sizes.patch_size
+            axis = F.interpolate(torch.eye(side, dtype=torch.float64)[None], size=grid, mode="linear")[0].mT
+            self._between = torch.kron(axis, axis).to(self.norm.weight)
+
+    def silence_blocks(self, first: int) -> None:
+        """Zero what the blocks from `first` on add to both streams, so that they pass on what they are given."""
+        for part in (each for block in list(self.blocks)[first:] for each in block.modules()):
+            outputs = [part.proj, part.fc2] if isinstance(part, (PixelLayer, PatchLayer)) else []
+            for linear in [part.proj] if isinstance(part, PixelsToPatches) else outputs:
+                nn.init.zeros_(linear.weight)
+                nn.init.zeros_(linear.bias)
+
+    def _shrunk(self, images: Tensor) -> Tensor:
+        """Images [B, C, S, S] as this mode sees them."""
+        if not self.training or self.training_grid is None:
+            return images
+        return F.interpolate(images, (self.training_grid * self.sizes.patch_size,) * 2, mode="bilinear", antialias=True)
+
+    def _at_patches(self, table: Tensor) -> Tensor:
+        """A table [T, D] over the tokens of a whole image, for the tokens of an image as this mode sees it."""
+        if not self.training or self._between is None:
+            return table
+        first, patches, last = table.split([1, self.num_patches, len(table) - 1 - self.num_patches])
+        with torch.autocast(table.device.type, enabled=False):
+            patches = self._between @ patches
+        return torch.cat((first, patches, last))
+
+    def _running(self) -> Iterator[nn.Module]:
+        """The blocks that this mode runs."""
+        return islice(self.blocks, self.training_blocks if self.training else None)
 
     def set_distilled_training(self, enable: bool = True) -> None:
         """Whether training mode returns both heads' logits (True) or their average (False), as in timm.

@@ -82,11 +82,11 @@ class TransformerInTransformer(ImageTransformer):
     def forward_features(self, images: Tensor) -> Tensor:
         """Images [B, in_channels, H, W] to patch tokens [B, T, D] behind the last block."""
         self.check_images(images)
-        pixels = self.embed_pixels(images)
+        pixels = self.embed_pixels(self._shrunk(images))
         constants = self.patch_tokens + self.patch_position
         if self.second_position is not None:
             constants = constants + self.second_position
-        patches = constants.repeat(images.shape[0], 1, 1)
-        for block in self.blocks:
+        patches = self._at_patches(constants).repeat(images.shape[0], 1, 1)
+        for block in self._running():
             pixels, patches = block(pixels, patches)
         return patches

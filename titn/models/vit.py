@@ -37,13 +37,14 @@ class VisionTransformer(ImageTransformer):
     def forward_features(self, images: Tensor) -> Tensor:
         """Images [B, in_channels, H, W] to normalised tokens [B, T, D]."""
         self.check_images(images)
-        batch, channels = images.shape[:2]
+        images = self._shrunk(images)
+        batch, channels, side, _ = images.shape
         size = self.sizes.patch_size
-        grid = self.image_size // size
+        grid = side // size
         squares = images.reshape(batch, channels, grid, size, grid, size)
         patches = self.patch_embed(squares.permute(0, 2, 4, 1, 3, 5).reshape(batch, grid**2, -1))
         extra = self.tokens.expand(batch, -1, -1).to(patches.dtype)
-        tokens = torch.cat((extra[:, :1], patches, extra[:, 1:]), dim=1) + self.position
-        for block in self.blocks:
+        tokens = torch.cat((extra[:, :1], patches, extra[:, 1:]), dim=1) + self._at_patches(self.position)
+        for block in self._running():
             tokens = block(tokens)
         return self.norm(tokens)

@@ -106,6 +106,10 @@ class CapturedStep(TrainStep):
         self._run()
         return self._sums
 
+    def module_changed(self) -> None:
+        """The next call captures again; the graph so far is let go of."""
+        self._batch, self._run = None, self._body
+
     def _body(self) -> None:
         assert self._batch is not None
         cast = nullcontext() if self.amp is None else cast_at_once(self._weights, self.amp)

@@ -25,13 +25,14 @@ from titn.kernels.short_attention.op import MAX_TOKENS
 from titn.models.tnt import TransformerInTransformer
 from titn.own_parts import load_parts
 from titn.pipelines import DaliPipeline
-from titn.settings import AugmentationSettings, ScheduleSettings, flag
+from titn.settings import AugmentationSettings, ScheduleSettings, fields_of, flag
 from titn.teachers.architectures import is_teacher
 from titn.teachers.find import TeacherSource
 from titn.training import checkpoint
 from titn.training.average import WeightAverage
 from titn.training.captured import CapturedStep, take_kernels
 from titn.training.optimizers import build_optimizer, check_optimizer
+from titn.training.phases import Phases
 from titn.training.plans import augmentation_of
 from titn.training.run import Run
 from titn.training.schedule import Schedule
@@ -100,6 +101,8 @@ def open_run(config: Config) -> tuple[Config, Run | None, Path | None]:
     changes = {name: getattr(config, name) for name in config.said & MAY_CHANGE - {"resume", "runs_dir", "data_dir"}}
     if "epochs" in changes and config.epochs < stored.epochs:
         raise UserError(f"--resume may add epochs to the run's {stored.epochs}, not take any: drop --epochs")
+    for name in {"small_share", "shallow_share"} & fields_of(type(stored)).keys() if "epochs" in changes else ():
+        changes[name] = round(getattr(stored, name) * stored.epochs) / config.epochs  # it ends where it ended
     to_train = [name for name in stored.teachers if is_teacher(name)]
     if "epochs" in changes and to_train:  # teachers, which have as many epochs as their student once had
         changes["teacher_epochs"] = stored.teacher_training(to_train[0]).epochs
@@ -167,6 +170,7 @@ def announce(
     switches: Switches,
     dataset: Dataset,
     schedule: Schedule,
+    module: nn.Module,
     teachers: Sequence[TeacherSource],
     console: Console,
 ) -> None:
@@ -182,6 +186,7 @@ def announce(
         lines.append(f"--batch-size {config.batch_size} is more than all training images: {schedule.batch_size} it is")
     if config.teachers and not teachers:
         lines.append(f"{config.network} has no distillation token: it trains without a teacher")
+    lines += Phases.of(config, schedule).words(module)
     if plain := round(config.plain_share * schedule.epochs):
         lines.append(f"The last {count(plain, 'epoch')} with crop and flip alone")
     lines += [*dataset.notes, *config.without_effect]
@@ -218,6 +223,7 @@ def check_fit(
     """Raise UserError for settings that do not go together: batch, optimiser, distillation, cached teacher."""
     check_optimizer(config.optimizer, module, switches.device)
     augmentation_of(config, schedule.batch_size)
+    Phases.of(config, schedule).check(module)
     if config.patience is not None and not dataset.validates:
         raise UserError(
             f"--patience needs a validation split, which {dataset.name} has not: test images decide nothing; take "
@@ -341,6 +347,7 @@ def build_step(
         momentum=config.momentum,
         betas=(config.beta1, config.beta2),
     )
+    Phases.of(config, schedule).begin(module, optimizer)
     average = WeightAverage(module, config.average) if config.average else None
     if switches.compile:
         compile_network(module, "graph" if switches.cuda_graph else "blocks")

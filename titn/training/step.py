@@ -142,6 +142,9 @@ class TrainStep:
             group["lr"] = rate
         return self._take(batch, targets, 0.0 if self.average is None else self.average.next_share())
 
+    def module_changed(self) -> None:
+        """The module computes otherwise than in the steps before."""
+
     def _take(self, batch: Batch, targets: Tensor | None, share: float | Tensor) -> Tensor:
         """One step at the optimiser's rate; `share` is that of the new weights in their average."""
         self.optimizer.zero_grad()
@@ -185,12 +188,13 @@ def compile_network(module: nn.Module, form: CompiledForm, backend: str = "induc
     A module without `blocks` is compiled as a whole. On a CPU blocks are the better form for a training of any length:
     bench/RESULTS.md has 371 (201 to 386) images per second and a first step of 37 s for them, 345 (283 to 412) and 90 s
     for the whole network, at 256 images per step. Loss and optimiser stay outside: they take 6 ms of a step's 690.
+    Images of another size are compiled anew, not for any size.
     """
     blocks = getattr(module, "blocks", None)
     if form == "blocks" and blocks is not None:
         for block in blocks:
-            block.compile(backend=backend)
+            block.compile(backend=backend, dynamic=False)
     elif form == "graph" and backend == "inductor":
-        module.compile(mode="reduce-overhead")
+        module.compile(mode="reduce-overhead", dynamic=False)
     else:
-        module.compile(backend=backend)
+        module.compile(backend=backend, dynamic=False)

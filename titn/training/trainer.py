@@ -30,6 +30,7 @@ from titn.training.captured import CapturedStep
 from titn.training.checkpoint import Progress
 from titn.training.evaluation import CapturedForward
 from titn.training.interrupt import StopRequest
+from titn.training.phases import Phases
 from titn.training.plans import EpochPlans
 from titn.training.run import Run
 from titn.training.schedule import Schedule
@@ -50,6 +51,7 @@ class Trainer:
         dataset: training images, and test images to evaluate on.
         plans: what every epoch draws.
         spec: what is stored beside the weights.
+        phases: what of the network every epoch trains.
         targets: the teacher's answers; None: no distillation.
         eval_every: epochs from one evaluation to the next; the last epoch is always evaluated. A validation split is
             scored each time, the test images then at the end only.
@@ -68,6 +70,7 @@ class Trainer:
         schedule: Schedule,
         dataset: Dataset,
         plans: EpochPlans,
+        phases: Phases,
         *,
         spec: NetworkSpec,
         targets: TeacherTargets | None,
@@ -83,7 +86,7 @@ class Trainer:
         self.callbacks = callbacks
         self.eval_every, self.patience = eval_every, patience
         self.run, self.step, self.schedule, self.dataset = run, step, schedule, dataset
-        self.plans, self.spec, self.targets = plans, spec, targets
+        self.plans, self.phases, self.spec, self.targets = plans, phases, spec, targets
         self.pipeline, self.device, self.console = pipeline, pipeline.device, console
         self.resume_command = f"{program} --resume {shlex.quote(str(run.folder))}"
         self.progress = Progress()
@@ -198,6 +201,7 @@ class Trainer:
             self.targets.begin_epoch(plan, self.pipeline, lambda images: self._answered(images, stop, show))
         self._teacher_seconds = time.perf_counter() - began
         sums = torch.tensor(progress.epoch_sums, dtype=torch.float64, device=self.device)
+        self.phases.enter(progress.epoch, self.step)
         self.step.module.train()
         show_every = 1 if self.device.type == "cpu" else 20
         clock = _Clock(progress.epoch_images)
