@@ -8,6 +8,7 @@ from typing import Any
 
 from bench.report import sections
 from bench.report.render import Block
+from bench.report.trainings import time_to_accuracy
 
 
 @dataclass(frozen=True)
@@ -131,6 +132,16 @@ CHAPTERS = {
         "teacher and number of images. Differences are taken seed by seed, in points of top-1; the interval is "
         "Student's t: where it spans 0, no difference is claimed.",
         sections.grid,
+    ),
+    "time_to_accuracy": Chapter(
+        "Time to an accuracy",
+        "One recipe trained twice: by the plain reference (eager float32, the teacher asked about every batch) and "
+        "with `--fast`, whose store of the teacher's answers is empty at the start. Seconds begin with the first step "
+        "and hold compiling, batches, answers and steps; evaluation, checkpoints and the teacher's own training are "
+        "not in them. The target is watched for on held-out training images, at the end of an epoch; the test images "
+        "are scored once, with the last epoch's weights.",
+        time_to_accuracy,
+        "time_to_accuracy",
     ),
     "bank": Chapter(
         "Repeating a few epochs of augmentation",

@@ -1,21 +1,15 @@
-"""The pictures of bench/RESULTS.md, as SVG.
+"""Drawings of speeds, kernels and accuracy, and what all drawings share; `bench.report.pictures` lists and writes them.
 
 Each drawing takes a mapping with "device", in words, and the section or sections it draws, in the format of the module
 that measured them, and returns a figure, or None where there is nothing to draw. Bars and points are medians, whiskers
-the extremes of the repeats. The bytes of an SVG differ between versions of matplotlib; its metadata therefore hold a
-`fingerprint` of data and drawing code, by which `python -m bench.report --check` sees whether it is up to date.
+the extremes of the repeats.
 """
 
 from __future__ import annotations
 
-import hashlib
-import io
-import json
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
@@ -72,39 +66,6 @@ def whiskers(axes: Axes, places: Sequence[float], stats: Sequence[Mapping[str, f
 
 def thousands() -> FuncFormatter:
     return FuncFormatter(lambda value, _: f"{value:,g}")
-
-
-def fingerprint(name: str, data: Data) -> str:
-    """16 hexadecimal digits that change with the data of a picture and with this file, which draws it."""
-    drawn = json.dumps([name, data], sort_keys=True, allow_nan=False)
-    return hashlib.sha256(drawn.encode() + Path(__file__).read_bytes()).hexdigest()[:16]
-
-
-def svg(name: str, data: Data) -> str | None:
-    """The picture `name` (a key of DRAWINGS) of `data`, its fingerprint in the metadata; None: nothing to draw."""
-    with matplotlib.rc_context({**matplotlib.rcParamsDefault, **STYLE}):
-        figure = DRAWINGS[name](data)
-        if figure is None:
-            return None
-        _settle(figure)
-        buffer = io.StringIO()
-        metadata = {"Date": None, "Creator": None, "Description": f"data {fingerprint(name, data)}"}
-        figure.savefig(buffer, format="svg", metadata=metadata)
-    return "\n".join(line.rstrip() for line in buffer.getvalue().splitlines()) + "\n"
-
-
-def _settle(figure: Figure) -> None:
-    """Fix the layout, rounded: the last bits that its solver finds differ from run to run."""
-    figure.draw_without_rendering()
-    figure.set_layout_engine("none")
-    for axes in figure.axes:
-        left, bottom, width, height = (round(number, 5) for number in axes.get_position().bounds)
-        axes.set_position((left, bottom, width, height))
-
-
-def drawable(name: str, data: Data) -> bool:
-    """Whether there is anything to draw."""
-    return DRAWINGS[name](data) is not None
 
 
 def throughput(data: Data) -> Figure | None:
@@ -306,13 +267,3 @@ def _roofs(axes: Axes, ceilings: Mapping[str, Any], dtype: str, low: float, high
         line = "-" if rate == highest else ":"
         axes.plot([rate / slope, right], [rate, rate], color=INK, linewidth=1.2, linestyle=line)
         axes.text(right, rate, f"{name} product {rate:,.3g} TFLOP/s", va="bottom", ha="right", fontsize=8)
-
-
-DRAWINGS: dict[str, Callable[[Data], Figure | None]] = {
-    "throughput": throughput,
-    "waterfall": waterfall,
-    "scaling": scaling,
-    "roofline": roofline,
-    "step_profile": step_profile,
-    "accuracy": accuracy,
-}

@@ -11,6 +11,7 @@ them, since its bytes differ between versions of matplotlib.
 from __future__ import annotations
 
 import re
+import statistics
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -18,11 +19,12 @@ from pathlib import Path
 from typing import Any
 
 from bench.report.chapters import CHAPTERS
-from bench.report.charts import drawable, fingerprint, svg
 from bench.report.numbers import interval95, number, times
+from bench.report.pictures import drawable, fingerprint, svg
 from bench.report.render import NONE, Row, Table, cell, markdown
 from bench.report.results import Device, Found, read_results
 from bench.report.sections import FAST, fast_throughput, kernel_gain, measured, points, timed
+from bench.report.trainings import as_long
 from titn.errors import OneLineParser, UserError, command
 from titn.files import write_atomic
 from titn.provenance import ROOT
@@ -154,6 +156,9 @@ def _headlines(device: Device) -> Iterator[tuple[tuple[str, str], Found]]:
     for found in device.accuracy:
         if found.data["runs"] and found.data["split"] == "test":
             yield _accuracy(found), found
+    for found in device.of("time_to_accuracy"):
+        if not found.empty and (cells := _time_to_accuracy(found)):
+            yield cells, found
     for found in device.of("bank"):
         if not found.empty and (words := _bank(found)):
             yield words, found
@@ -210,6 +215,21 @@ def _accuracy(found: Found) -> tuple[str, str]:
     return (
         f"accuracy, {data['dataset']}, {data['split']} split, {data['epochs']} epochs",
         f"top-1 {100 * data['mean']:.2f}%, last epoch, {seeds}, {spread}",
+    )
+
+
+def _time_to_accuracy(found: Found) -> tuple[str, str] | None:
+    """Seconds to the target with --fast, and how long the reference takes; only where --fast has reached it."""
+    data = found.data
+    fast = next(path for path in data["paths"] if path["name"] == FAST)
+    took = [run["to_target"]["seconds"] for run in fast["runs"] if run["to_target"]]
+    if not took:
+        return None
+    ratio = as_long(data["ratio"]["to_target"])
+    against = f"; the reference takes {ratio}" if ratio else "; the reference has not reached it"
+    return (
+        f"training to {100 * data['target']:g}% on held-out images of {data['dataset']}, {FAST}",
+        f"{number(statistics.median(took))} seconds, in {len(took)} of {len(fast['runs'])} trainings{against}",
     )
 
 

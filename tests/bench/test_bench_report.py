@@ -16,8 +16,8 @@ from rich.console import Console
 from bench.record import Record, describe_device, label
 from bench.report import page as report
 from bench.report.chapters import CHAPTERS
-from bench.report.charts import DRAWINGS, fingerprint, svg
 from bench.report.numbers import times
+from bench.report.pictures import DRAWINGS, fingerprint, svg
 from bench.report.render import LeftOut, Table, markdown, show
 from bench.report.results import read_results
 from titn.provenance import ROOT
@@ -111,6 +111,21 @@ SECTIONS: dict[str, Any] = {
          "ratio_to_torchvision": stat(4.5)},
         {"source": "kornia on batches", "batch_size": 256, "reason": "No module named 'kornia'"},
     ]},
+    "time_to_accuracy": {
+        "dataset": "cifar10", "target": 0.9, "train_images": 45_000, "held_out_images": 5000, "epochs": 2,
+        "batch_size": 1024, "planned_seeds": 1, "settings": {"model": "titn", "optimizer": "sgd"},
+        "teacher": {"name": "vgg16_bn", "top1": 0.93, "epochs": 2, "seconds": 77.0},
+        "paths": [
+            {"name": name, "switches": {"amp": amp}, "runs": [{
+                "seed": 0, "first_step_seconds": 1.5, "test_top1": 0.905,
+                "points": [{"epoch": 1, "images": 45_000, "seconds": seconds / 2, "top1": 0.8}, last],
+                "to_target": last,
+            }]}
+            for name, amp, seconds in (("reference", "off", 300.0), ("titn --fast", "bf16", 100.0))
+            for last in [{"epoch": 2, "images": 90_000, "seconds": seconds, "top1": 0.91}]
+        ],
+        "ratio": {"to_target": stat(3.0, 1), "in_all": stat(3.0, 1)},
+    },
     "bank": {
         "dataset": "cifar10", "train_images": 3000, "development_images": 5000, "epochs": 48, "planned_seeds": 3,
         "teacher": {"name": "small_cnn", "top1": 0.6}, "commits": ["abc"],
@@ -341,6 +356,24 @@ def test_a_bank_is_compared_with_fresh_augmentation(checkout: Path) -> None:
     assert "points of top-1 to always fresh: " in readme and "K = 16: -1.00 (-3.00 to +1.00)" in readme
 
 
+def test_the_time_to_an_accuracy_stands_beside_the_references(checkout: Path) -> None:
+    add(checkout, SECTIONS, 3)
+    assert run(checkout) == 0
+    text = chapter(checkout, "Time to an accuracy")
+    assert "| titn --fast | 0 | 100 | 90,000 | 100 | 1.50 | 91.00% | 90.50% |" in text
+    assert "To the target the reference takes 3.00 times as long, one seed." in text
+    assert "Teacher: vgg16_bn, 93.00%; it trained for 77.0 seconds." in text
+    readme = (checkout / "README.md").read_text()
+    words = "| 100 seconds, in 1 of 1 trainings; the reference takes 3.00 times as long, one seed |"
+    assert f"| training to 90% on held-out images of cifar10, titn --fast {words}" in readme
+    slow = copy.deepcopy(SECTIONS["time_to_accuracy"])
+    slow["paths"][1]["runs"][0]["to_target"], slow["ratio"]["to_target"] = None, None
+    add(checkout, {"time_to_accuracy": slow}, 4)
+    assert run(checkout) == 0
+    assert "| titn --fast | 0 | not reached | not reached | 100 |" in chapter(checkout, "Time to an accuracy")
+    assert "training to 90%" not in (checkout / "README.md").read_text()
+
+
 def test_the_readme_names_training_and_prediction_on_a_cpu(checkout: Path) -> None:
     add(checkout, SECTIONS, 3)
     assert run(checkout) == 0
@@ -504,6 +537,7 @@ def test_there_is_no_picture_of_nothing(name: str) -> None:
     empty: dict[str, Any] = {key: {"rows": [reason], "batch_size": 2} for key in SECTIONS} | {"kernels": [reason]}
     empty |= {"device": "x", "accuracy": [accuracy("digits", "test", [0.5]) | {"runs": []}]}
     empty["step_profile"] = {"rows": []}
+    empty["time_to_accuracy"] = {"paths": [{"name": "reference", "runs": []}]}
     assert svg(name, empty) is None
 
 
