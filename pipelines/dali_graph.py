@@ -37,6 +37,7 @@ class Recipe:
         scale: per channel, see `Pipeline`.
         offset: likewise.
         half: float16 images instead of float32.
+        native: see `Shape`.
     """
 
     size: int
@@ -48,6 +49,7 @@ class Recipe:
     scale: tuple[float, ...]
     offset: tuple[float, ...]
     half: bool
+    native: bool
 
     def inputs(self) -> list[str]:
         """Names of the graph's inputs."""
@@ -172,7 +174,7 @@ class Graph:
 
 @pipeline_def(enable_conditionals=True)
 def _define(recipe: Recipe, device: str) -> Node:
-    shape = Shape(recipe.size, recipe.channels, device)
+    shape = Shape(recipe.size, recipe.channels, device, recipe.native)
     layouts = {"images": "FHWC"}
     inputs = {name: fn.external_source(name=name, layout=layouts.get(name), no_copy=True) for name in recipe.inputs()}
     paste = {name: inputs[f"crop.{name}"] for name in (*_PASTE, "output_size")} if recipe.crop else {}

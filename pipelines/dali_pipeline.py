@@ -29,8 +29,9 @@ _RUN_PIXELS = 4096 * 32 * 32  # of a run of the graph, whose operators cost per 
 class DaliPipeline(Pipeline):
     """Augmented batches of a data set by DALI's operators, the same on a GPU and on the CPU.
 
-    Images up to mixing are those of `TorchPipeline` bit for bit up to 65 x 65 pixels; above, `equalize` may be off by
-    one. Normalisation rounds once where `TorchPipeline` rounds twice.
+    On the CPU `equalize` and `autocontrast` are native code, where that can run; `notes` says whether and why not.
+    Images up to mixing are those of `TorchPipeline` bit for bit; without native code `equalize` may be off by one above
+    65 x 65 pixels. Normalisation rounds once where `TorchPipeline` rounds twice.
 
     Several batches of an epoch are made in one run of the graph, and the next run is under way while the batches of one
     are used; a batch's memory is never used again by DALI while it lives.
@@ -79,6 +80,22 @@ class DaliPipeline(Pipeline):
         if device.type not in ("cpu", "cuda"):
             reasons.append(f"it runs on cpu and cuda, not on {device.type}")
         return reasons
+
+    @classmethod
+    def notes(cls, device: torch.device) -> list[str]:
+        refusal = cls._refusal(device)
+        if refusal is None:
+            return ["equalize and autocontrast in native code"]
+        return [f"equalize and autocontrast by several of DALI's operators each: {refusal}"]
+
+    @staticmethod
+    def _refusal(device: torch.device) -> str | None:
+        """Why native code is not used; None: it is."""
+        if device.type != "cpu":
+            return f"native code runs on CPUs, not on {device.type}"
+        from titn.pipelines import dali_native
+
+        return dali_native.refusal()
 
     def batch(self, plan: EpochPlan, positions: Indices) -> Batch:
         self.check_plan(plan)
@@ -185,7 +202,8 @@ class DaliPipeline(Pipeline):
 
         scale, offset = tuple(map(float, self.scale)), tuple(map(float, self.offset))
         half = self.dtype == torch.float16
-        return Recipe(self.image_size, len(scale), crop, flip, slots, mixup, scale, offset, half)
+        native = self._refusal(self.device) is None
+        return Recipe(self.image_size, len(scale), crop, flip, slots, mixup, scale, offset, half, native)
 
     def _graph(self, recipe: Recipe, groups: int) -> Graph:
         """The graph of a recipe for so many groups; built when it is first needed."""

@@ -80,6 +80,11 @@ class Pipeline(ABC):
     def reasons(cls, device: torch.device, image_size: int) -> list[str]:
         """Why this backend cannot make batches of such images on `device`; empty: it can."""
 
+    @classmethod
+    def notes(cls, device: torch.device) -> list[str]:
+        """What it does in another way on other machines, and why in this one here; for runs and benchmarks to tell."""
+        return []
+
     @abstractmethod
     def _store(self, images: Images, labels: np.ndarray) -> None:
         """Keep the checked images, uint8 [N, S, S, C], and labels, int64 [N], where batches are made of them."""

@@ -153,7 +153,8 @@ def pipelines(data: Row) -> list[Block]:
     ]
     left = ((f"{row['source']}, {row['batch_size']} images per batch", row.get("reason")) for row in data["rows"])
     title = f"{data['images']:,} images of {data['dataset']}; loaders with {data['workers']} processes"
-    return [Table.of(measured(data), columns, title), LeftOut.of("Not measured", left)]
+    notes = [f"{name}: {'; '.join(each)}." for name, each in data.get("notes", {}).items()]
+    return [*notes, Table.of(measured(data), columns, title), LeftOut.of("Not measured", left)]
 
 
 def _apart(pair: str, row: Row) -> str:

@@ -183,13 +183,17 @@ def measure(at: Setting, data: ImageSet, rounds: int) -> dict[str, Any]:
     """The section "pipelines", saved after every round.
 
     Returns:
-        "dataset", "images", "workers" (of each loader's processes) and "rows": "source", "batch_size" and either
+        "dataset", "images", "workers" (of each loader's processes), "notes" (by source, what it tells of itself) and
+        "rows": "source", "batch_size" and either
         "images_per_second" and "ratio_to_torchvision" (round by round; None for itself or without it), or "reason".
     """
     workers = 0 if at.small else os.cpu_count() or 1
     section: dict[str, Any] = {"dataset": data.name, "images": len(data.train_labels), "workers": workers, "rows": []}
     rates: dict[tuple[str, int], list[float]] = {}
     sources, reasons = every_source(at, data, workers)
+    running = {source.name for source in sources}
+    told = {f"titn {name}": made.notes(at.device) for name, made in BACKENDS.items() if f"titn {name}" in running}
+    section["notes"] = {name: notes for name, notes in told.items() if notes}
     for number in range(rounds):
         for source in sources:
             key = source.name, source.batch_size

@@ -60,6 +60,10 @@ _OPERATIONS: dict[str, tuple[type, int, int]] = {
 """Operations: what they are told, and how many addresses their forward and their backward take."""
 
 
+_CALLED_BY_OTHERS = ("equalize", "autocontrast")
+"""Functions of csrc/levels.cpp, which other libraries call by their address."""
+
+
 def load(path: Path) -> ctypes.CDLL:
     """The library at `path`, its entry points declared.
 
@@ -73,6 +77,8 @@ def load(path: Path) -> ctypes.CDLL:
             function = getattr(library, f"titn_{name}_{direction}")
             function.argtypes = [ctypes.POINTER(told), *[Pointer] * count]
             function.restype = ctypes.c_int
+    for name in _CALLED_BY_OTHERS:
+        getattr(library, f"titn_{name}")
     library.titn_path.restype = ctypes.c_char_p
     library.titn_take_path.argtypes = [ctypes.c_char_p]
     library.titn_take_path.restype = ctypes.c_int
@@ -139,6 +145,13 @@ def path() -> str | None:
 
 
 HAS_AVX512 = path() == "avx512"
+
+
+def address(name: str) -> int:
+    """Where the function `titn_<name>` of csrc/levels.cpp lies, for libraries that call it; `ABSENT` must be None."""
+    where = ctypes.cast(getattr(_library, f"titn_{name}"), Pointer).value
+    assert where is not None
+    return where
 
 
 @contextmanager

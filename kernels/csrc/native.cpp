@@ -3,8 +3,6 @@
 #include <cstring>
 #include "titn.h"
 
-#define EXPORT extern "C" __attribute__((visibility("default")))
-
 // of operations.cpp, compiled for each path
 extern "C" const Operations operations_generic;
 #ifdef TITN_AVX2

@@ -4,6 +4,8 @@
 #pragma once
 #include <cstdint>
 
+#define EXPORT extern "C" __attribute__((visibility("default")))
+
 // what torch_parallel_for is: calls body(begin, end, context) for ranges that cover [begin, end), on the pool's threads
 typedef void (*ParallelBody)(int64_t begin, int64_t end, void* context);
 typedef int32_t (*ParallelFor)(int64_t begin, int64_t end, int64_t grain, ParallelBody body, void* context);

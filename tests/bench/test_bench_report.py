@@ -104,7 +104,7 @@ SECTIONS: dict[str, Any] = {
             switched("stored answers", "--teacher-cache auto", 20_000.0, 2, 2.5) | {"fill_images_per_second": 4321.0},
             {"name": "CUDA graph", "switch": "--cuda-graph on", "reason": "no room"},
     ]},
-    "pipelines": {"dataset": "cifar100", "images": 50_000, "workers": 2, "rows": [
+    "pipelines": {"dataset": "cifar100", "images": 50_000, "workers": 2, "notes": {"titn dali": ["it is so"]}, "rows": [
         {"source": "torchvision v2, DataLoader", "batch_size": 256, "images_per_second": stat(2000.0),
          "ratio_to_torchvision": None},
         {"source": "titn torch", "batch_size": 256, "images_per_second": stat(9000.0),
@@ -253,6 +253,7 @@ def test_numbers_come_from_the_files(checkout: Path) -> None:
     assert "| `aten::mm` | 300,000 | 96 | 50.0% | 1.50 |" in cpu
     assert "no C++ compiler: timm TNT, torch.compile, training, 1 threads, 64 images" in cpu
     assert "790 | 711 | 948 | 5" in chapter(checkout, "Ceilings of the device")
+    assert "titn dali: it is so." in chapter(checkout, "Making batches")
     right = chapter(checkout, "Kernels: are they right?")
     assert "right, 4.0e-03 | skipped | **failed**: RuntimeError: of a kind" in right
     assert "* for a reason: inner_block, a, fp16" in right

@@ -10,6 +10,7 @@ from bench.options import Setting
 from bench.training import pipelines
 from bench.training.pipelines import PEERS, Source, every_source, rate
 from titn.data.dataset import Dataset, load_dataset
+from titn.pipelines import DaliPipeline
 from titn.pipelines.make import BACKENDS
 
 CPU = torch.device("cpu")
@@ -43,7 +44,10 @@ def test_the_rate_counts_what_comes_after_the_first_two_batches() -> None:
 def test_the_command_writes_what_it_measured(tmp_path: Path) -> None:
     pipelines.main(["--dry-run", "--rounds", "2", "--out", str(tmp_path)])
     (file,) = tmp_path.glob("*/*.json")
-    rows = {row["source"]: row for row in json.loads(file.read_text())["sections"]["pipelines"]["rows"]}
+    section = json.loads(file.read_text())["sections"]["pipelines"]
+    rows = {row["source"]: row for row in section["rows"]}
+    if "images_per_second" in rows["titn dali"]:
+        assert section["notes"] == {"titn dali": DaliPipeline.notes(CPU)}
     assert rows["titn torch"]["images_per_second"]["repetitions"] == 2
     assert rows[PEERS[0]]["ratio_to_torchvision"] is None
     torch_ratio = rows["titn torch"]["ratio_to_torchvision"]

@@ -21,6 +21,9 @@ extern "C" int titn_layernorm_mlp_backward(
     const LayerNormMlp*, const void*, const void*, const void*, void*, float* const*);
 extern "C" int titn_pixels_to_patches_forward(const PixelsToPatches*, const void*, const void*, void*);
 extern "C" int titn_pixels_to_patches_backward(const PixelsToPatches*, const void*, const void*, void*, float* const*);
+typedef void OnLevels(uint8_t* const*, const int64_t* const*, const int32_t*, int32_t, const uint8_t* const*,
+                      const int64_t* const*, const int32_t*, int32_t);
+extern "C" OnLevels titn_equalize, titn_autocontrast;
 
 typedef std::vector<float> Floats;
 typedef std::vector<uint16_t> Tokens;  // two for each float32
@@ -177,6 +180,25 @@ static void pixels_to_patches(const char* path, int B, int N, int T, int L, int 
   });
 }
 
+// on images of noise, of two levels and of one, which stays
+static void levels(const char* path, int F, int H, int W, int C) {
+  for (OnLevels* change : {titn_equalize, titn_autocontrast}) {
+    double sum = 0;
+    for (int most : {256, 2, 1}) {
+      std::vector<uint8_t> in((size_t)F * H * W * C), out(in.size());
+      for (uint8_t& level : in) level = (uint8_t)(std::rand() % most);
+      const int64_t shape[4] = {F, H, W, C}, *shapes = shape;
+      const int32_t dims = 4;
+      const uint8_t* from = in.data();
+      uint8_t* to = out.data();
+      change(&to, &shapes, &dims, 1, &from, &shapes, &dims, 1);
+      if (most == 1 && out != in) std::abort();
+      for (uint8_t level : out) sum += level;
+    }
+    std::printf("%s %g\n", path, sum);
+  }
+}
+
 int main() {
   for (const char* path : {"generic", "avx2", "avx512"}) {
     if (!titn_take_path(path)) continue;
@@ -199,6 +221,9 @@ int main() {
         pixels_to_patches(path, 3, 5, 6, 3, 7, 9, bf16, absent);
         pixels_to_patches(path, 0, 2, 3, 1, 3, 5, bf16, absent);
       }
+    levels(path, 3, 32, 32, 3);
+    levels(path, 1, 5, 3, 1);
+    levels(path, 0, 8, 8, 3);
     std::srand(1);
   }
 }

@@ -1,5 +1,6 @@
 """The dali pipeline: torch's pixels bit for bit, whatever the batch, the number of threads or the step it starts at."""
 
+import re
 import threading
 from collections.abc import Iterator
 
@@ -9,6 +10,7 @@ import torch
 from pillow import grey
 from torch import Tensor
 
+from titn.kernels.common import native
 from titn.pipelines import Augmentation, Batch, DaliPipeline, EpochPlan, TorchPipeline, geometry
 from titn.pipelines.dali_pipeline import PACKAGE, affine_matrices
 from titn.pipelines.operations import OPERATIONS
@@ -17,9 +19,10 @@ from titn.pipelines.policies import Operation
 if DaliPipeline.reasons(torch.device("cpu"), 32):
     pytest.skip(f"{PACKAGE} is not installed: nothing of the dali pipeline was tested", allow_module_level=True)
 
+import nvidia.dali
 from nvidia.dali import fn, pipeline_def
 
-from titn.pipelines import dali_operations
+from titn.pipelines import dali_native, dali_operations
 
 MEAN, STD = (0.49, 0.48, 0.45), (0.247, 0.243, 0.262)
 RECIPES = {
@@ -32,6 +35,8 @@ RECIPES = {
     "crop": Augmentation(),
     "nothing": Augmentation(crop_padding=0, flip=False),
 }
+OWN_OPERATORS = [(operation, False) for operation in Operation if operation != Operation.IDENTITY]
+NATIVE = [(operation, True) for operation in (Operation.AUTOCONTRAST, Operation.EQUALIZE)]
 FLOAT32_ROUNDING = 2.0**-23 * 4
 """Of normalised values up to 4: torch rounds a product and a difference, DALI a difference and a product."""
 
@@ -91,21 +96,24 @@ def parameters(operation: Operation, count: int, size: int) -> np.ndarray:
 
 
 @pipeline_def(enable_conditionals=True)
-def one_slot(size: int, channels: int, device: str) -> object:
-    shape = dali_operations.Shape(size, channels, device)
+def one_slot(size: int, channels: int, device: str, native: bool) -> object:
+    shape = dali_operations.Shape(size, channels, device, native)
     images = fn.external_source(name="i", layout="FHWC")
     code, rows = fn.external_source(name="c"), fn.external_source(name="r")
     return dali_operations.apply(shape.place(images), code, rows, shape)
 
 
-def applied(operation: Operation, images: np.ndarray, rows: np.ndarray, device: str) -> np.ndarray:
+def applied(
+    operation: Operation, images: np.ndarray, rows: np.ndarray, device: str, in_native_code: bool = False
+) -> np.ndarray:
     """The operation by DALI, in groups of unequal size; uint8 [N, H, W, C]."""
+    if in_native_code and (refusal := DaliPipeline._refusal(torch.device(device))):
+        pytest.skip(refusal)
     fed = affine_matrices(rows) if operation == Operation.AFFINE else rows.reshape(-1, 2, 3).astype(np.float32)
     cuts = [1, 2, 7, 30]
     backend, device_id = ("gpu", 0) if device == "cuda" else ("cpu", None)
-    pipeline = one_slot(
-        *images.shape[2:], backend, batch_size=8, num_threads=2, device_id=device_id, prefetch_queue_depth=1
-    )
+    options = {"batch_size": 8, "num_threads": 2, "device_id": device_id, "prefetch_queue_depth": 1}
+    pipeline = one_slot(*images.shape[2:], backend, in_native_code, **options)
     pipeline.build()
     pipeline.feed_input("i", np.split(images, cuts))
     pipeline.feed_input("c", [np.array(int(operation), np.int32)] * (len(cuts) + 1))
@@ -116,21 +124,28 @@ def applied(operation: Operation, images: np.ndarray, rows: np.ndarray, device: 
 
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("size", [32, 9, 65])
-@pytest.mark.parametrize("operation", [op for op in Operation if op != Operation.IDENTITY], ids=lambda op: op.name)
+@pytest.mark.parametrize(
+    ("operation", "in_native_code"),
+    OWN_OPERATORS + NATIVE,
+    ids=lambda value: value.name if isinstance(value, Operation) else "native" if value else "DALI's",
+)
 def test_operations_are_torchs_bit_for_bit(
-    operation: Operation, size: int, channels: int, images: np.ndarray, device: str
+    operation: Operation, in_native_code: bool, size: int, channels: int, images: np.ndarray, device: str
 ) -> None:
     wide = np.concatenate([np.concatenate([images, images[:, ::-1]], axis=1)] * 3, axis=2)[:96, :size, :size]
     pixels = np.ascontiguousarray(np.concatenate([wide, wide[:, :, ::-1]], axis=1)[:, :size])
     pixels = pixels if channels == 3 else grey(pixels)
     rows = parameters(operation, len(pixels), size)
     expected = OPERATIONS[operation](torch.from_numpy(pixels.transpose(0, 3, 1, 2).copy()), torch.from_numpy(rows))
-    actual = applied(operation, np.ascontiguousarray(pixels), rows, device)
+    actual = applied(operation, np.ascontiguousarray(pixels), rows, device, in_native_code)
     assert actual.dtype == np.uint8
     np.testing.assert_array_equal(actual, expected.permute(0, 2, 3, 1))
 
 
-def test_equalize_of_larger_images_is_off_by_one_at_most(device: str) -> None:
+@pytest.mark.parametrize(("in_native_code", "apart"), [(False, 1), (True, 0)])
+def test_equalize_of_larger_images_is_off_by_one_at_most_and_exact_in_native_code(
+    in_native_code: bool, apart: int, device: str
+) -> None:
     from sklearn.datasets import load_sample_images
 
     photographs = np.stack([picture[:400, :400] for picture in load_sample_images().images])
@@ -138,8 +153,8 @@ def test_equalize_of_larger_images_is_off_by_one_at_most(device: str) -> None:
         [photographs, photographs // 3 + 90, photographs[:, ::-1] // 2, photographs[:, :, ::-1]] * 4
     )
     expected = OPERATIONS[Operation.EQUALIZE](torch.from_numpy(pixels.transpose(0, 3, 1, 2).copy()), torch.zeros(32, 6))
-    actual = applied(Operation.EQUALIZE, pixels, np.zeros((32, 6)), device)
-    assert np.abs(actual - expected.permute(0, 2, 3, 1).numpy().astype(np.int64)).max() <= 1
+    actual = applied(Operation.EQUALIZE, pixels, np.zeros((32, 6)), device, in_native_code)
+    assert np.abs(actual - expected.permute(0, 2, 3, 1).numpy().astype(np.int64)).max() <= apart
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -151,6 +166,16 @@ def test_epochs_are_torchs(recipe: str, channels: int, images: np.ndarray, build
         expected = list(reference.epoch(plan, batch_size))
         for actual, batch in zip(pipeline.epoch(plan, batch_size), expected, strict=True):
             check_equal(actual, batch)
+
+
+@pytest.mark.parametrize("recipe", ["cutmix", "trivialaugment"])
+def test_epochs_without_native_code(recipe: str, images: np.ndarray, build, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dali_native, "refusal", lambda: "no C++ compiler")
+    reference, pipeline = build(images)
+    plan = draw(RECIPES[recipe], len(images))
+    for actual, batch in zip(pipeline.epoch(plan, 96), reference.epoch(plan, 96), strict=True):
+        check_equal(actual, batch)
+    assert not any(recipe.native for recipe in pipeline._graphs)
 
 
 @pytest.mark.parametrize("size", [9, 33])
@@ -257,6 +282,27 @@ def test_mistakes(images: np.ndarray, build) -> None:
         pipeline.batch(draw(RECIPES["crop"], 384), [384])
     with pytest.raises(ValueError, match="the plan is for 60 images"):
         next(pipeline.epoch(draw(RECIPES["crop"], 60), 10))
+
+
+def test_notes_say_what_runs_and_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu, composed = torch.device("cpu"), "equalize and autocontrast by several of DALI's operators each: "
+    if native.ABSENT is None:
+        assert DaliPipeline.notes(cpu) == ["equalize and autocontrast in native code"]
+    assert DaliPipeline.notes(torch.device("cuda")) == [composed + "native code runs on CPUs, not on cuda"]
+    monkeypatch.setattr(dali_native, "refusal", dali_native.refusal.__wrapped__)
+    monkeypatch.setattr(native, "ABSENT", "the native library is absent: no C++ compiler")
+    assert DaliPipeline.notes(cpu) == [composed + "the native library is absent: no C++ compiler"]
+
+
+@pytest.mark.skipif(native.ABSENT is not None, reason=str(native.ABSENT))
+def test_a_dali_that_does_not_call_as_expected_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    refusal, version = dali_native.refusal.__wrapped__, re.escape(nvidia.dali.__version__)
+    assert refusal() is None
+    equalize = native.address("equalize")
+    monkeypatch.setattr(native, "address", lambda name: equalize)
+    assert re.fullmatch(f"DALI {version} does not call native code: its result is wrong", refusal())
+    monkeypatch.setattr(dali_native, "_OPERATOR", "NumbaFuncGone")
+    assert re.fullmatch(f"DALI {version} does not call native code: .*NumbaFuncGone.*", refusal())
 
 
 def test_reasons_say_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -245,8 +245,9 @@ def _select_pipeline(config: RunConfig, device: torch.device) -> Switch:
         chosen, faster = choose_backend(config.pipeline, device, config.image_size)
     except BackendUnavailable as error:
         raise UserError(f"--pipeline {config.pipeline} cannot run here: {error}") from None
-    why = tuple(f"{name}: {reason}" for name, reasons in faster.items() for reason in reasons)
-    return Switch("pipeline", chosen, chosen == next(iter(BACKENDS)), why)
+    why = [f"{name}: {reason}" for name, reasons in faster.items() for reason in reasons]
+    why += BACKENDS[chosen].notes(device)
+    return Switch("pipeline", chosen, chosen == next(iter(BACKENDS)), tuple(why))
 
 
 def _select_kernels(config: RunConfig, device: torch.device) -> Switch:
