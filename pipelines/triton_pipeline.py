@@ -1,11 +1,19 @@
-"""The `triton` pipeline: a batch is one upload and one launch of `kernels.augment`."""
+"""The `triton` pipeline: a batch is one upload and one launch of `kernels.augment`.
+
+What is uploaded for a batch is known for all batches of an epoch: where it lies on the device already (`rows`), a CUDA
+graph makes the batch itself (`from_rows`).
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
+from torch import Tensor
 
 from titn.kernels.augment import augment, augment_reasons
+from titn.pipelines.augmentation import Augmentation
 from titn.pipelines.batch import Batch
 from titn.pipelines.image_files import Images
 from titn.pipelines.pipeline import Indices, Pipeline
@@ -14,6 +22,7 @@ from titn.pipelines.policies import Operation, OperationRows
 from titn.pipelines.upload import upload
 
 FACTORS = (Operation.BRIGHTNESS, Operation.COLOR, Operation.CONTRAST, Operation.SHARPNESS)
+PLAIN = Augmentation(crop_padding=0, flip=False)
 
 
 class TritonPipeline(Pipeline):
@@ -40,34 +49,62 @@ class TritonPipeline(Pipeline):
         ids = plan.order[places]
         partners = plan.order[plan.partners(places)] if plan.mixes else ids
         stack, found = np.unique(np.stack([ids, partners], axis=1), return_inverse=True)
-        head = np.column_stack([stack, plan.crop[stack], plan.flip[stack]]).astype(np.int32)
-        rows = np.concatenate([head, _slots(plan.operations(stack), len(stack))], axis=1)
-        return self._made(
-            ids, partners, rows, found.reshape(-1, 2), plan.box[ids], plan.lam[ids],
-            mix=plan.augmentation.mix, padding=plan.augmentation.crop_padding,
+        given = self._given(plan, ids, partners, _choices(plan, stack), found.reshape(-1, 2))
+        return self.from_rows(upload(given, self.device), plan.augmentation)
+
+    def rows(self, plan: EpochPlan, batch_size: int) -> list[np.ndarray]:
+        """What `from_rows` makes every batch of `epoch` of, as arrays [steps, ...].
+
+        Raises:
+            ValueError: as of `epoch`.
+        """
+        places = np.stack(list(self.parts(plan, batch_size, 0, 0, 1)))
+        ids = plan.order[places]
+        partners = plan.order[plan.partners(places)] if plan.mixes else ids
+        beside = int(plan.mixes)  # the partner of the last image of a batch has a row of its own
+        choices = _choices(plan, plan.order[np.arange(places.size + beside) % self.size])
+        pairs = np.arange(batch_size)[:, None] + np.array([0, beside])
+        return self._given(
+            plan, ids, partners, choices[places[:, :1] + np.arange(batch_size + beside)],
+            np.broadcast_to(pairs, (*ids.shape, 2)),
         )  # fmt: skip
+
+    def from_rows(self, rows: Sequence[Tensor], augmentation: Augmentation) -> Batch:
+        """The batch of a step: its part of each array of `rows`, on the device. Waits for nothing and may be captured.
+
+        Args:
+            rows: as `rows` gives them for one step.
+            augmentation: of the plan.
+        """
+        ids, labels_a, labels_b, choices, pairs, box, lam = rows
+        mix = augmentation.mix
+        images = augment(
+            self._images, choices, pairs, scale=self._scale, offset=self._offset, padding=augmentation.crop_padding,
+            box=box if mix in ("cutmix", "cutmix_batch") else None, lam=lam if mix == "mixup" else None,
+        )  # fmt: skip
+        return Batch(images, ids, labels_a, labels_b, lam)
 
     def plain(self, ids: Indices) -> Batch:
         chosen = self.indices(ids, "ids")
         rows = np.zeros((len(chosen), 4), dtype=np.int32)
         rows[:, 0] = chosen
-        pairs = np.arange(len(chosen)).repeat(2).reshape(-1, 2)
+        pairs = np.arange(len(chosen), dtype=np.int32).repeat(2).reshape(-1, 2)
+        labels, box = self._labels[chosen], np.zeros((0, 4), dtype=np.int32)
         lam = np.ones(len(chosen), dtype=np.float32)
-        return self._made(chosen, chosen, rows, pairs, np.zeros((0, 4)), lam, mix="none", padding=0)
+        return self.from_rows(upload([chosen, labels, labels, rows, pairs, box, lam], self.device), PLAIN)
 
-    def _made(
-        self, ids: np.ndarray, partners: np.ndarray, rows: np.ndarray, pairs: np.ndarray, box: np.ndarray,
-        lam: np.ndarray, *, mix: str, padding: int,
-    ) -> Batch:  # fmt: skip
-        narrow = rows, pairs.astype(np.int32), box.astype(np.int32)
-        device_ids, labels_a, labels_b, device_rows, device_pairs, device_box, device_lam = upload(
-            [ids, self._labels[ids], self._labels[partners], *narrow, lam], self.device
-        )
-        images = augment(
-            self._images, device_rows, device_pairs, scale=self._scale, offset=self._offset, padding=padding,
-            box=device_box if mix in ("cutmix", "cutmix_batch") else None, lam=device_lam if mix == "mixup" else None,
-        )  # fmt: skip
-        return Batch(images, device_ids, labels_a, labels_b, device_lam)
+    def _given(
+        self, plan: EpochPlan, ids: np.ndarray, partners: np.ndarray, choices: np.ndarray, pairs: np.ndarray
+    ) -> list[np.ndarray]:
+        """What `from_rows` takes."""
+        labels, box = (self._labels[ids], self._labels[partners]), plan.box[ids].astype(np.int32)
+        return [ids, *labels, choices, pairs.astype(np.int32), box, plan.lam[ids]]
+
+
+def _choices(plan: EpochPlan, ids: np.ndarray) -> np.ndarray:
+    """The table of the kernel: a row for each image, int32 [n, 4 + 7 slots]."""
+    head = np.column_stack([ids, plan.crop[ids], plan.flip[ids]]).astype(np.int32)
+    return np.concatenate([head, _slots(plan.operations(ids), len(ids))], axis=1)
 
 
 def _slots(operations: OperationRows | None, images: int) -> np.ndarray:

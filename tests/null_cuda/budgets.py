@@ -1,7 +1,7 @@
 """What a step and a batch may cost the host, as measured once; in budgets.json, each number for one null step or batch.
 
 Counted with torch 2.14 and Triton 3.8, and the same with torch 2.11 and Triton 3.6: launches that the host issues (a
-replayed graph is one), and kernels that the device executes.
+replayed graph is one), and kernels that the device executes, and nodes of a graph, fills and copies included.
 """
 
 from __future__ import annotations

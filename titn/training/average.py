@@ -32,11 +32,14 @@ class WeightAverage:
         self._followed = [pair for pair in pairs if pair[0].is_floating_point()]
         self._taken = [pair for pair in pairs if not pair[0].is_floating_point()]
 
+    def share(self, update: int) -> float:
+        """Share of the present weights in an update, counted from 0."""
+        return 1 - min(self.decay, (1 + update) / (10 + update))
+
     def next_share(self) -> float:
         """Share of the present weights in the next update, which is counted as done."""
-        kept = min(self.decay, (1 + self.updates) / (10 + self.updates))
         self.updates += 1
-        return 1 - kept
+        return self.share(self.updates - 1)
 
     def update(self) -> None:
         """Move towards the module's present weights."""

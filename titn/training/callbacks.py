@@ -25,7 +25,7 @@ class Callback:
 
         Args:
             step: completed steps since the start of training.
-            batch: what it saw.
+            batch: what it saw. A step that is one CUDA graph overwrites it with the next, as it does the sums.
             sums: float64 [3] on the batch's device: loss, right answers, agreements with the teacher, each summed over
                 the batch's images. Reading it makes a GPU wait.
         """

@@ -5,8 +5,8 @@ rate, share of the average ──── filled in ───────┤
                                                  └──> graph: weights in the products' dtype, forward, loss, backward,
                                                       optimiser, average, sums
 
-A graph has fixed shapes, so the batch itself, of which every plan augments other images by other operations, and the
-targets of a live teacher are made in front of it.
+This is for batches and targets that are made in front of the graph: those of the torch and dali pipelines and of a live
+teacher. `titn.training.captured_epochs` holds all of the epoch's on the device.
 """
 
 from __future__ import annotations
@@ -81,6 +81,7 @@ class CapturedStep(TrainStep):
         self.device = next(module.parameters()).device
         exact = torch.float32 if self.device.type == "cuda" else torch.float64
         self._rate, self._share = (torch.zeros((), dtype=exact, device=self.device) for _ in range(2))
+        self._gradient_of_loss = torch.ones((), device=self.device)  # else backward fills one at every step
         for group in optimizer.param_groups:
             if "capturable" in group and self.device.type == "cuda":
                 group["capturable"] = True
@@ -97,7 +98,7 @@ class CapturedStep(TrainStep):
         Raises:
             ValueError: batch or targets have other shapes or dtypes than those of the first call.
         """
-        if self._batch is None or any(group["lr"] is not self._rate for group in self.optimizer.param_groups):
+        if self._batch is None or not self._reads(self._rate):
             self._prepare(batch, targets, rate)
         self._copy_in(batch, targets)
         self._rate.fill_(rate)
@@ -112,25 +113,41 @@ class CapturedStep(TrainStep):
 
     def _body(self) -> None:
         assert self._batch is not None
-        cast = nullcontext() if self.amp is None else cast_at_once(self._weights, self.amp)
-        with cast:
-            self._sums = self._take(self._batch, self._targets, self._share)
+        self._sums = self._take(self._batch, self._targets, self._share)
+
+    def _take(self, batch: Batch, targets: Tensor | None, share: float | Tensor) -> Tensor:
+        with nullcontext() if self.amp is None else cast_at_once(self._weights, self.amp):
+            return super()._take(batch, targets, share)
 
     def _prepare(self, batch: Batch, targets: Tensor | None, rate: float) -> None:
-        """Static buffers and the graph, at `rate`; weights, optimiser, average and random states stay as they are."""
+        """Static buffers and the graph, at `rate`."""
         self._batch = Batch(*(getattr(batch, each.name).clone() for each in fields(Batch)))
         self._targets = None if targets is None else targets.clone()
-        for group in self.optimizer.param_groups:
-            group["lr"] = self._rate
         self._rate.fill_(rate)
+        self._run = self._recorded(self._body, self._rate)
+
+    def _reads(self, rate: Tensor) -> bool:
+        """Whether the optimiser reads its rate from this tensor."""
+        return all(group["lr"] is rate for group in self.optimizer.param_groups)
+
+    def _recorded(
+        self, body: Callable[[], object], rate: Tensor, warm_up_by: Callable[[], object] | None = None
+    ) -> Callable[[], object]:
+        """The replay of `body`, in which the optimiser reads the scalar `rate`; on a CPU, `body`.
+
+        Weights, optimiser, average and random states stay as they are. `warm_up_by` launches what `body` does.
+        """
+        before = warm_up_by or body
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
         on_gpu = self.device.type == "cuda"
         with torch.random.fork_rng([self.device] if on_gpu else []):
             with self._state_restored():
                 if on_gpu:
-                    warm_up(self._body, self.device)
+                    warm_up(before, self.device)
                 else:
-                    self._body()
-            self._run = capture(self._body, self.device).replay if on_gpu else self._body
+                    before()
+            return capture(body, self.device).replay if on_gpu else body
 
     def _copy_in(self, batch: Batch, targets: Tensor | None) -> None:
         assert self._batch is not None

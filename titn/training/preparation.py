@@ -31,6 +31,7 @@ from titn.teachers.find import TeacherSource
 from titn.training import checkpoint
 from titn.training.average import WeightAverage
 from titn.training.captured import CapturedStep, take_kernels
+from titn.training.captured_epochs import CapturedEpochs
 from titn.training.optimizers import build_optimizer, check_optimizer
 from titn.training.phases import Phases
 from titn.training.plans import augmentation_of
@@ -360,7 +361,8 @@ def build_step(
         **term, label_smoothing=config.label_smoothing, class_weights=class_weights, backend=switches.kernels
     )
     scaler = torch.amp.GradScaler(switches.device.type, enabled=switches.amp is torch.float16)
-    return (CapturedStep if switches.captured else TrainStep)(
+    captured = CapturedEpochs if switches.captured_epochs else CapturedStep
+    return (captured if switches.captured else TrainStep)(
         module,
         optimizer,
         objective,

@@ -7,16 +7,21 @@ images ── module ── class logits, distillation logits ── objective �
 
 from __future__ import annotations
 
-from dataclasses import fields
-from typing import Literal, Protocol
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Literal, Protocol
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from titn.kernels import loss_and_sums
-from titn.pipelines import Batch
+from titn.pipelines import Batch, EpochPlan, Pipeline
 from titn.training.average import WeightAverage
+
+if TYPE_CHECKING:
+    from titn.training.targets import TeacherTargets
 
 CompiledForm = Literal["blocks", "whole", "graph"]
 """Compiled block by block, as a whole, or as a whole and replayed as a CUDA graph."""
@@ -93,6 +98,31 @@ def _weighted_cross_entropy(batch: Batch, logits: Tensor, weights: Tensor, smoot
     return sum(parts, torch.zeros_like(batch.lam)).mean()
 
 
+@dataclass(frozen=True)
+class Epoch:
+    """What the steps of an epoch are taken on.
+
+    Attributes:
+        pipeline: makes the batches of `batch_size` images from `plan`.
+        plan: of the epoch.
+        batch_size: images of a step.
+        rates: learning rate of each step.
+        targets: the teacher's answers, begun with this plan; None: no distillation.
+        first_step: so many steps were taken before.
+        sums: the objective's over these.
+        rows: of `TritonPipeline.rows`, for a step that makes its batches itself.
+    """
+
+    pipeline: Pipeline
+    plan: EpochPlan
+    batch_size: int
+    rates: Sequence[float]
+    targets: TeacherTargets | None = None
+    first_step: int = 0
+    sums: Sequence[float] = (0.0, 0.0, 0.0)
+    rows: Sequence[np.ndarray] = ()
+
+
 class TrainStep:
     """Takes training steps on `module`.
 
@@ -107,7 +137,12 @@ class TrainStep:
             a whole batch (statistics, a random state) it takes from each piece.
         average: follows the module's weights.
         clip_grad: largest norm of all gradients together, larger ones are scaled down to it; None: no limit.
+
+    Attributes:
+        epoch_sums: the objective's over the epoch's steps so far, float64 [3] on the device.
     """
+
+    epoch_sums: Tensor
 
     def __init__(
         self,
@@ -131,6 +166,20 @@ class TrainStep:
         self.accumulate = accumulate
         self.average = average
         self.clip_grad = clip_grad
+        self._gradient_of_loss: Tensor | None = None
+
+    def epoch(self, epoch: Epoch) -> Iterator[tuple[Batch, Tensor]]:
+        """Take the epoch's steps that are left, one whenever the next is asked for.
+
+        Yields:
+            What the step saw, and the objective's sums over it.
+        """
+        self.epoch_sums = torch.tensor(epoch.sums, dtype=torch.float64, device=epoch.pipeline.device)
+        batches = epoch.pipeline.epoch(epoch.plan, epoch.batch_size, first_step=epoch.first_step)
+        for batch, rate in zip(batches, epoch.rates[epoch.first_step :], strict=True):
+            sums = self(batch, None if epoch.targets is None else epoch.targets(batch), rate)
+            self.epoch_sums += sums
+            yield batch, sums
 
     def __call__(self, batch: Batch, targets: Tensor | None, rate: float) -> Tensor:
         """One step at learning rate `rate`.
@@ -169,7 +218,7 @@ class TrainStep:
             output = self.module(batch.images)
         class_logits, distillation_logits = output if isinstance(output, tuple) else (output, None)
         loss, sums = self.objective(batch, class_logits, distillation_logits, targets)
-        self.scaler.scale(loss if share == 1 else loss * share).backward()
+        self.scaler.scale(loss if share == 1 else loss * share).backward(self._gradient_of_loss)
         return sums
 
 

@@ -43,7 +43,8 @@ class Switches:
     """What a run uses: `amp` is the autocast dtype, `kernels` the backend of the fused operations as asked for,
     `pipeline` the one that makes the batches.
 
-    `cuda_graph` with `compile` replays the compiled network as CUDA graphs, without it the whole step as one.
+    `cuda_graph` with `compile` replays the compiled network as CUDA graphs, without it the whole step as one;
+    `in_front` says what of a step is then still made in front of its graph.
     """
 
     device: torch.device
@@ -52,6 +53,7 @@ class Switches:
     cuda_graph: bool
     kernels: str
     pipeline: Backend
+    in_front: tuple[str, ...]
     rows: tuple[Switch, ...]
 
     @property
@@ -63,6 +65,11 @@ class Switches:
     def captured(self) -> bool:
         """Whether the whole step is one CUDA graph."""
         return self.cuda_graph and not self.compile
+
+    @property
+    def captured_epochs(self) -> bool:
+        """Whether that graph takes batches and answers from the device itself."""
+        return self.captured and not self.in_front
 
     def show(self, console: Console) -> None:
         """Print one line per part."""
@@ -82,12 +89,14 @@ def select(config: RunConfig) -> Switches:
     device = select_device(config.device)
     amp, amp_row = _select_amp(config, device)
     kernels = _select_kernels(config, device)
-    compiled, cuda_graph = _select_graph(config, device, capture_reasons(config, device, amp, kernels))
-    cache = [_teacher_cache(config)] if config.role == "student" else []
     pipeline = _select_pipeline(config, device)
+    in_front = _in_front(config, pipeline.value)
+    compiled, cuda_graph = _select_graph(config, device, capture_reasons(config, device, amp, kernels), in_front)
+    cache = [_teacher_cache(config)] if config.role == "student" else []
     where = Switch("device", describe(device), device.type == "cuda")
     rows = (where, amp_row, compiled, cuda_graph, kernels, pipeline, *cache)
-    return Switches(device, amp, compiled.on, cuda_graph.on, _backend(config), cast(Backend, pipeline.value), rows)
+    made_by = cast(Backend, pipeline.value)
+    return Switches(device, amp, compiled.on, cuda_graph.on, _backend(config), made_by, tuple(in_front), rows)
 
 
 def select_device(name: str) -> torch.device:
@@ -217,7 +226,16 @@ def capture_reasons(config: RunConfig, device: torch.device, amp: torch.dtype | 
     return reasons
 
 
-def _select_graph(config: RunConfig, device: torch.device, not_whole: Sequence[str]) -> tuple[Switch, Switch]:
+def _in_front(config: RunConfig, pipeline: str) -> list[str]:
+    """What of a step cannot be in its CUDA graph, as the host has a part in it."""
+    batches = [] if pipeline == "triton" else [f"batches of the {pipeline} pipeline"]
+    live = config.distils_from != "none" and config.stored_answers == "off"
+    return batches + ["a live teacher's answers"] * live
+
+
+def _select_graph(
+    config: RunConfig, device: torch.device, not_whole: Sequence[str], in_front: Sequence[str]
+) -> tuple[Switch, Switch]:
     """torch.compile, and CUDA graphs: of the whole step, which needs no compiler, or of the compiled network."""
     wanted = config.cuda_graph == "on" or (config.cuda_graph == "auto" and config.fast)
     if wanted and not not_whole:
@@ -226,7 +244,8 @@ def _select_graph(config: RunConfig, device: torch.device, not_whole: Sequence[s
             if config.compile == "off"
             else ("one CUDA graph holds the whole step; --compile on has the compiled network",)
         )
-        return Switch("compile", "off", False, why), Switch("cuda-graph", "on", True, ("the whole step as one",))
+        whole = "the whole step as one" + (f", behind {' and '.join(in_front)}" if in_front else ", its batch included")
+        return Switch("compile", "off", False, why), Switch("cuda-graph", "on", True, (whole,))
     compiled = _switch("compile", config.compile, config.fast, compile_reasons(device))
     if compiled.on and device.type == "cpu":
         compiled = replace(compiled, reasons=("block by block: a network as a whole starts later and is no faster",))

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from functools import cached_property
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -51,6 +52,11 @@ class TeacherTargets(Protocol):
 
     def __call__(self, batch: Batch) -> Tensor: ...
 
+    @property
+    def stored(self) -> StoredAnswers | None:
+        """All answers to the images of the epoch that was begun; None: the teacher has to be asked."""
+        ...
+
     def summary(self) -> str:
         """Where the answers came from, in words."""
         ...
@@ -85,6 +91,10 @@ class LiveTeacher:
             logits: Tensor = self.answers.network(batch.images)
         return logits.argmax(1) if self.kind == "hard" else logits.float()
 
+    @property
+    def stored(self) -> None:
+        """Nothing is."""
+
     def summary(self) -> str:
         """That nothing was stored, in words."""
         return "Teacher: asked about every batch"
@@ -101,11 +111,11 @@ class CachedTeacher:
     def __init__(self, cache: TeacherCache, filler: CacheFiller | None) -> None:
         self.cache = cache
         self.filler = filler
+        self.stored: StoredAnswers | None = None
         self._read = 0
-        self._stored: StoredAnswers | None = None
 
     def begin_epoch(self, plan: EpochPlan, pipeline: Pipeline, show: Show) -> None:
-        """Bring the answers of the plan's epoch to the pipeline's device.
+        """Read the answers of the plan's epoch.
 
         Raises:
             MissingRecords, DamagedRecords: there is nothing to fill them with.
@@ -117,11 +127,11 @@ class CachedTeacher:
             if self.filler is None:
                 raise
             records = self.filler.fill(plan, pipeline, show)
-        self._stored = StoredAnswers(records, self.cache.num_classes, pipeline.device)
+        self.stored = StoredAnswers(records, self.cache.num_classes, pipeline.device)
 
     def __call__(self, batch: Batch) -> Tensor:
-        assert self._stored is not None, "begin_epoch comes first"
-        return self._stored(batch.ids)
+        assert self.stored is not None, "begin_epoch comes first"
+        return self.stored(batch.ids)
 
     def summary(self) -> str:
         """How many epochs were read and filled, in words."""
@@ -150,6 +160,11 @@ class TargetsInPhases:
     def __call__(self, batch: Batch) -> Tensor:
         assert self._now is not None, "begin_epoch comes first"
         return self._now(batch)
+
+    @property
+    def stored(self) -> StoredAnswers | None:
+        """Those of the phase."""
+        return None if self._now is None else self._now.stored
 
     def summary(self) -> str:
         """A line of each phase."""
@@ -290,28 +305,40 @@ def kept_answers(answers: TeacherAnswers, images: Tensor, targets: str, num_clas
 
 
 class StoredAnswers:
-    """The answers of an epoch on a device, as targets by image id: labels int64 [B] or logits float32 [B, K].
+    """The answers of an epoch as targets on a device, by image id: labels int64 [B] or logits float32 [B, K].
 
     Of top-k records each class that was not kept has the same logit: the kept probabilities are the teacher's, the rest
     is shared equally.
     """
 
     def __init__(self, records: Records, num_classes: int, device: torch.device) -> None:
-        self.num_classes = num_classes
+        self.num_classes, self.device = num_classes, device
         self._records = {
-            name: torch.from_numpy(array.astype(np.int32) if array.dtype == np.uint16 else array).to(device)
-            for name, array in records.items()
+            name: array.astype(np.int64 if name == "labels" else np.int32 if array.dtype == np.uint16 else array.dtype)
+            for name, array in sorted(records.items())
         }
 
     def __call__(self, ids: Tensor) -> Tensor:
-        rows = {name: values.index_select(0, ids) for name, values in self._records.items()}
-        if "labels" in rows:
-            return rows["labels"].long()
-        logits = rows["logits"].float()
-        if "rest" not in rows:
+        return self.from_rows([values.index_select(0, ids) for values in self._on_device])
+
+    @cached_property
+    def _on_device(self) -> list[Tensor]:
+        return [torch.from_numpy(array).to(self.device) for array in self._records.values()]
+
+    def rows(self, ids: np.ndarray) -> list[np.ndarray]:
+        """What `from_rows` makes targets of, for images of any shape [...]: arrays [..., k]."""
+        return [array[ids] for array in self._records.values()]
+
+    def from_rows(self, rows: Sequence[Tensor]) -> Tensor:
+        """The targets of B images: `rows` of them, on the device. Waits for nothing and may be captured."""
+        found = dict(zip(self._records, rows, strict=True))
+        if "labels" in found:
+            return found["labels"]
+        logits = found["logits"].float()
+        if "rest" not in found:
             return logits
-        dense = rows["rest"].float()[:, None].expand(-1, self.num_classes)
-        return dense.scatter(1, rows["classes"].long(), logits)
+        dense = found["rest"].float()[:, None].expand(-1, self.num_classes)
+        return dense.scatter(1, found["classes"].long(), logits)
 
 
 def _small(classes: Tensor, num_classes: int) -> np.ndarray:

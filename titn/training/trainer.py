@@ -22,11 +22,12 @@ from titn.data.dataset import Dataset
 from titn.errors import Interrupted, UserError
 from titn.metrics import classification_metrics
 from titn.network import NetworkSpec, load_network
-from titn.pipelines import EpochPlan, ImageFiles, Pipeline, TorchPipeline
+from titn.pipelines import EpochPlan, ImageFiles, Pipeline, TorchPipeline, TritonPipeline
 from titn.pipelines.image_files import Images
 from titn.training import checkpoint
 from titn.training.callbacks import Callback
 from titn.training.captured import CapturedStep
+from titn.training.captured_epochs import CapturedEpochs
 from titn.training.checkpoint import Progress
 from titn.training.evaluation import CapturedForward
 from titn.training.interrupt import StopRequest
@@ -34,7 +35,7 @@ from titn.training.phases import Phases
 from titn.training.plans import EpochPlans
 from titn.training.run import Run
 from titn.training.schedule import Schedule
-from titn.training.step import TrainStep
+from titn.training.step import Epoch, TrainStep
 from titn.training.targets import TeacherTargets
 
 _BESIDE_NAME = 72
@@ -97,7 +98,7 @@ class Trainer:
         self._teacher_seconds = 0.0
         self._checkpoints = checkpoint.Writer(run.checkpoints)
         self._thread = ThreadPoolExecutor(1)
-        self._next_plan: Future[EpochPlan] | None = None
+        self._next_plan: Future[tuple[EpochPlan, list[np.ndarray]]] | None = None
         self._forwards: dict[nn.Module, CapturedForward] = {}
 
     def resume(self) -> None:
@@ -182,12 +183,19 @@ class Trainer:
         """Completed steps since the start of training."""
         return self.progress.epoch * self.schedule.steps + self.progress.step
 
-    def _plan(self, epoch: int) -> EpochPlan:
-        """The plan of `epoch`, the one after the last asked for; a thread goes on to draw the next."""
-        plan = self.plans.draw(epoch) if self._next_plan is None else self._next_plan.result()
+    def _plan(self, epoch: int) -> tuple[EpochPlan, list[np.ndarray]]:
+        """What `_draw` makes of `epoch`, the one after the last asked for; a thread goes on to draw the next."""
+        drawn = self._draw(epoch) if self._next_plan is None else self._next_plan.result()
         follows = epoch + 1 < self.schedule.epochs
-        self._next_plan = self._thread.submit(self.plans.draw, epoch + 1) if follows else None
-        return plan
+        self._next_plan = self._thread.submit(self._draw, epoch + 1) if follows else None
+        return drawn
+
+    def _draw(self, epoch: int) -> tuple[EpochPlan, list[np.ndarray]]:
+        """The plan of `epoch`, and its rows where the step makes its batches itself."""
+        plan = self.plans.draw(epoch)
+        if isinstance(self.step, CapturedEpochs) and isinstance(self.pipeline, TritonPipeline):
+            return plan, self.pipeline.rows(plan, self.schedule.batch_size)
+        return plan, []
 
     def _train_epoch(self, stop: StopRequest, show: Callable[[str], None]) -> float:
         """The rest of the epoch that `progress` stands in; returns its images per second.
@@ -195,27 +203,27 @@ class Trainer:
         Reading or filling the teacher's answers ahead of the steps is not in that, but in `teacher_seconds`.
         """
         progress, schedule, batch_size = self.progress, self.schedule, self.schedule.batch_size
-        plan = self._plan(progress.epoch)
+        plan, rows = self._plan(progress.epoch)
         began = time.perf_counter()
         if self.targets is not None:
             self.targets.begin_epoch(plan, self.pipeline, lambda images: self._answered(images, stop, show))
         self._teacher_seconds = time.perf_counter() - began
-        sums = torch.tensor(progress.epoch_sums, dtype=torch.float64, device=self.device)
         self.phases.enter(progress.epoch, self.step)
+        rates = [schedule.rate(progress.epoch * schedule.steps + step) for step in range(schedule.steps)]
+        epoch = Epoch(
+            self.pipeline, plan, batch_size, rates, self.targets, progress.step, tuple(progress.epoch_sums), rows
+        )
         self.step.module.train()
         show_every = 1 if self.device.type == "cpu" else 20
         clock = _Clock(progress.epoch_images)
-        for batch in self.pipeline.epoch(plan, batch_size, first_step=progress.step):
-            targets = None if self.targets is None else self.targets(batch)
-            of_step = self.step(batch, targets, schedule.rate(self.steps_done))
-            sums += of_step
+        for batch, of_step in self.step.epoch(epoch):
             progress.step += 1
             for callback in self.callbacks:
                 callback.on_step(self.steps_done, batch, of_step)
             progress.epoch_images += len(batch.ids)
             last = progress.step == schedule.steps
             if progress.step % show_every == 0 or last or stop.received:
-                progress.epoch_sums = sums.tolist()
+                progress.epoch_sums = self.step.epoch_sums.tolist()
                 loss, top1, _ = self._means()
                 self._checkpoints.check()
                 if not math.isfinite(loss):
