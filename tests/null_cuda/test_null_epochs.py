@@ -49,5 +49,5 @@ def test_an_epoch_begins_with_two_uploads_and_waits_for_nothing(epochs: dict[str
 
 @pytest.mark.parametrize("name", [name for name in NAMES if "twelve" in name])
 def test_nodes_of_a_step(epochs: dict[str, Any], name: str) -> None:
-    most = budget("nodes of a step in a captured epoch")[name]
-    assert {report["counts"]["graph node"] for report in epochs[name]["steps"]} == {most}
+    nodes = {report["counts"]["graph node"] for report in epochs[name]["steps"]}
+    assert max(nodes) <= budget("nodes of a step in a captured epoch")[name]

@@ -48,19 +48,7 @@ class CapturedEpochs(CapturedStep):
 
         The pipeline is a `TritonPipeline`, `epoch.rows` are its, and the teacher's answers are stored.
         """
-        rows = self._rows(epoch)
-        kind = epoch.pipeline, epoch.plan.augmentation, [(array.dtype, array.shape) for array in rows.arrays]
-        table = rows.on_host(pinned=self.device.type == "cuda").view(torch.int64)
-        if kind != self._kind:
-            self._table = torch.empty_like(table, device=self.device)
-            self._row = torch.empty_like(self._table[:1])
-        self._table.copy_(table, non_blocking=True)
-        if kind != self._kind or not self._reads(self._row_rate):
-            self._kind = kind
-            self._record(epoch, rows)
-        sums, first = upload([np.array(epoch.sums), np.array([epoch.first_step])], self.device)
-        self.epoch_sums.copy_(sums)
-        self._step.copy_(first)
+        self._begin(epoch, self._rows(epoch))
         for _ in epoch.rates[epoch.first_step :]:
             self._replay()
             if self.average is not None:
@@ -80,7 +68,23 @@ class CapturedEpochs(CapturedStep):
         scalars = [np.array(values, exact) for values in (epoch.rates, shares)]
         return Rows([*epoch.rows, *answers, *scalars])
 
+    def _begin(self, epoch: Epoch, rows: Rows) -> None:
+        """The table and where the epoch stands go up; the graph is there."""
+        kind = epoch.pipeline, epoch.plan.augmentation, [(array.dtype, array.shape) for array in rows.arrays]
+        table = rows.on_host(pinned=self.device.type == "cuda").view(torch.int64)
+        new, self._kind = kind != self._kind, kind
+        if new:
+            self._table = torch.empty_like(table, device=self.device)
+            self._row = torch.empty_like(self._table[:1])
+        self._table.copy_(table, non_blocking=True)
+        if new or not self._reads(self._row_rate):
+            self._record(epoch, rows)
+        sums, step = upload([np.array(epoch.sums), np.array([epoch.first_step])], self.device)
+        self.epoch_sums.copy_(sums)
+        self._step.copy_(step)
+
     def _record(self, epoch: Epoch, rows: Rows) -> None:
+        """Capture a step on the table; its tensors are filled, its values of no account."""
         pipeline, augmentation, count = epoch.pipeline, epoch.plan.augmentation, len(epoch.rows)
         stored = None if epoch.targets is None else epoch.targets.stored
         assert isinstance(pipeline, TritonPipeline)

@@ -191,13 +191,37 @@ def test_why_the_step_is_not_captured(changes: dict[str, Any], words: list[str])
     amp = {"off": None, "fp16": torch.float16}.get(config.amp, torch.bfloat16)
     assert switches.capture_reasons(config, CUDA, amp, TRITON) == words
     assert switches.capture_reasons(config, torch.device("cpu"), amp, TRITON) == ["no GPU"]
-    compiled, graph = switches._select_graph(config, CUDA, words)
+    compiled, graph = switches._select_graph(config, CUDA, words, [])
     assert (compiled.on, graph.on) == (bool(words), True)
     assert graph.reasons == (
-        ("of the compiled network", f"not the whole step: {words[0]}") if words else ("the whole step as one",)
+        ("of the compiled network", f"not the whole step: {words[0]}")
+        if words
+        else ("the whole step as one, its batch included",)
     )
     without = switches.capture_reasons(config, CUDA, amp, switches.Switch("kernels", "torch", False))
     assert "without Triton kernels torch.compile fuses more" in without
+
+
+@pytest.mark.parametrize(
+    ("changes", "pipeline", "in_front"),
+    [
+        ({}, "triton", []),
+        ({"teacher": "none"}, "triton", []),
+        ({}, "torch", ["batches of the torch pipeline"]),
+        ({"teacher_cache": "off"}, "triton", ["a live teacher's answers"]),
+        ({"teacher_cache": "off"}, "dali", ["batches of the dali pipeline", "a live teacher's answers"]),
+    ],
+)
+def test_what_stays_in_front_of_the_graph_is_said(changes: dict[str, Any], pipeline: str, in_front: list[str]) -> None:
+    config = TrainConfig(fast=True).changed(**changes)
+    assert switches._in_front(config, pipeline) == in_front
+    (words,) = switches._select_graph(config, CUDA, [], in_front)[1].reasons
+    assert words == "the whole step as one, " + (
+        f"behind {' and '.join(in_front)}" if in_front else "its batch included"
+    )
+    row = switches.Switch("cuda-graph", "on", True)
+    chosen = switches.Switches(CUDA, None, False, True, "auto", "triton", tuple(in_front), (row,))
+    assert chosen.captured and chosen.captured_epochs == (not in_front)
 
 
 @pytest.mark.gpu

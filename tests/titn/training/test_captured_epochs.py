@@ -142,7 +142,9 @@ def test_it_goes_on_within_an_epoch() -> None:
         resumed = Training(CapturedEpochs)
         for _ in zip(range(calls_before), resumed.epoch(5), strict=False):
             pass
-        for each, state in zip((resumed.step.module, resumed.average.module, resumed.step.optimizer), kept, strict=True):
+        for each, state in zip(
+            (resumed.step.module, resumed.average.module, resumed.step.optimizer), kept, strict=True
+        ):
             each.load_state_dict(copy.deepcopy(state))
         resumed.average.updates = STEPS + 1
         torch.set_rng_state(random_state)
