@@ -1,7 +1,7 @@
 """epochs.py DEVICE: two epochs of captured steps with plans, labels and answers on the device, of several trainings.
 
-Answers {name: {"first": report of the first epoch's first step, which captures, "begin": of the second epoch's, "steps":
-[of each other step]}}.
+Answers {name: {"first": report of the first epoch's first step, which captures, "begin": of the second epoch's first,
+"steps": [of each other step]}}.
 """
 
 from __future__ import annotations

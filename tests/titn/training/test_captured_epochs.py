@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from titn.kernels.common.backend import installed
 from titn.models import create_model
@@ -89,11 +89,15 @@ class Training:
         for batch, of_step in self.step.epoch(epoch):
             yield [value.clone() for value in (*(getattr(batch, each.name) for each in fields(Batch)), of_step)]
 
+    def stateful(self) -> tuple[Any, ...]:
+        """What has a state dict that a checkpoint holds."""
+        return self.step.module, self.average.module, self.step.optimizer
+
     def state(self) -> list[Tensor]:
         """Weights, average, optimiser state and the epoch's sums."""
         state = self.step.optimizer.state.values()
         moments = [value for each in state for value in each.values() if isinstance(value, Tensor)]
-        modules: list[nn.Module] = [self.step.module, self.average.module]
+        modules = self.stateful()[:2]
         return [*(value for each in modules for value in each.state_dict().values()), *moments, self.step.epoch_sums]
 
 
@@ -132,9 +136,7 @@ def test_it_goes_on_within_an_epoch() -> None:
     steps = whole.epoch(1)
     next(steps)
     sums = tuple(whole.step.epoch_sums.tolist())
-    kept = copy.deepcopy(
-        [each.state_dict() for each in (whole.step.module, whole.average.module, whole.step.optimizer)]
-    )
+    kept = copy.deepcopy([each.state_dict() for each in whole.stateful()])
     random_state = torch.get_rng_state()
     rest = [value for step in steps for value in step]
 
@@ -142,9 +144,7 @@ def test_it_goes_on_within_an_epoch() -> None:
         resumed = Training(CapturedEpochs)
         for _ in zip(range(calls_before), resumed.epoch(5), strict=False):
             pass
-        for each, state in zip(
-            (resumed.step.module, resumed.average.module, resumed.step.optimizer), kept, strict=True
-        ):
+        for each, state in zip(resumed.stateful(), kept, strict=True):
             each.load_state_dict(copy.deepcopy(state))
         resumed.average.updates = STEPS + 1
         torch.set_rng_state(random_state)
