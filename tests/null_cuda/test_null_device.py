@@ -33,6 +33,13 @@ ORDINARY = {
     "download": {"copy device to pageable": 1, "synchronize stream": 1},
     "value": {"copy device to pinned": 1, "synchronize stream": 1},
     "capture": {"capture": 1, "capture kernel": 3, "instantiate graph": 1, "synchronize device": 1},
+    "capture beside a thread that waits": {
+        "capture": 1,
+        "capture kernel": 1,
+        "instantiate graph": 1,
+        "synchronize device": 1,
+        "synchronize event": 1,
+    },
     "replay": {"launch graph": 1, "graph node": 3},
     "second device": {"launch kernel": 2},
 }

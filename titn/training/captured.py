@@ -52,13 +52,15 @@ def warm_up(body: Callable[[], object], device: torch.device) -> None:
 def capture(body: Callable[[], object], device: torch.device) -> torch.cuda.CUDAGraph:
     """What `body` launches on `device` as a graph; nothing is computed. Call `warm_up` first.
 
+    Other threads may go on, such as one that waits for the copies of a checkpoint.
+
     Raises:
         EmptyGraph: it launches nothing there.
     """
     graph = torch.cuda.CUDAGraph()
     with _on(device), warnings.catch_warnings(record=True) as notes:
         warnings.simplefilter("always")
-        with torch.cuda.graph(graph):
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
             body()
     if any("graph is empty" in str(note.message).lower() for note in notes):
         raise EmptyGraph(f"nothing was launched on {device} while its graph was captured")

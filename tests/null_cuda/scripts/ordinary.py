@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from threading import Thread
 from typing import Any
 
 import counters
 import torch
+
+from titn.training.captured import capture
 
 CUDA = torch.device("cuda")
 
@@ -15,7 +18,7 @@ def work() -> Iterator[tuple[str, Callable[[], Any]]]:
     """Names and what to count of each."""
     x, weight = torch.zeros(64, 64, device=CUDA), torch.zeros(64, 64, device=CUDA)
     pinned, side = torch.ones(64, 64).pin_memory(), torch.cuda.Stream()
-    graph = torch.cuda.CUDAGraph()
+    graph, copied = torch.cuda.CUDAGraph(), torch.cuda.Event()
 
     def fork_and_join() -> None:
         with torch.cuda.graph(graph):
@@ -26,6 +29,16 @@ def work() -> Iterator[tuple[str, Callable[[], Any]]]:
             torch.cuda.current_stream().wait_stream(side)
             x.add_(weight)
 
+    def beside_a_thread() -> None:
+        def body() -> None:
+            thread = Thread(target=copied.synchronize)
+            thread.start()
+            x.add_(1)
+            thread.join()
+
+        copied.record()
+        capture(body, torch.device("cuda", 0))
+
     yield "add", lambda: x.add_(1)
     yield "product", lambda: torch.mm(x, weight)
     yield "upload from pinned memory", lambda: x.copy_(pinned, non_blocking=True)
@@ -34,6 +47,7 @@ def work() -> Iterator[tuple[str, Callable[[], Any]]]:
     yield "value", lambda: x[0, 0].item()
     yield "capture", fork_and_join
     yield "replay", graph.replay
+    yield "capture beside a thread that waits", beside_a_thread
     yield "second device", lambda: torch.zeros(64, device="cuda:1").add_(1)
 
 
