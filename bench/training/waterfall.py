@@ -42,6 +42,7 @@ from titn.teachers.find import Teacher
 from titn.training.plans import EpochPlans
 from titn.training.preparation import build_step
 from titn.training.schedule import Schedule
+from titn.training.step import Epoch
 from titn.training.switches import Switches, select
 from titn.training.targets import CachedTeacher, teacher_targets
 
@@ -93,18 +94,19 @@ class Training:
         self.step = build_step(config, switches, self._schedule, module, distils=True)
         self._plans = EpochPlans.of(config, self._schedule, dataset)
         self.targets = teacher_targets(config, switches, self._plans, dataset, teacher, Console(quiet=True))
-        self._batches = self._epochs(dataset)
+        self._steps = self._epochs(dataset)
 
-    def _epochs(self, dataset: Dataset) -> Iterator[Batch]:
+    def _epochs(self, dataset: Dataset) -> Iterator[tuple[Batch, Tensor]]:
         pipeline = make_pipeline(dataset, backend=self._backend, device=self.device)
-        plan = self._plans.draw(0)
+        plan, batch_size = self._plans.draw(0), self._schedule.batch_size
+        rows = self.step.rows(pipeline, plan, batch_size)
         while True:
             self.targets.begin_epoch(plan, pipeline, lambda images: None)
-            yield from pipeline.epoch(plan, self._schedule.batch_size)
+            rates = [self._schedule.rate(len(self.losses) + step) for step in range(self._schedule.steps)]
+            yield from self.step.epoch(Epoch(pipeline, plan, batch_size, rates, self.targets, rows=rows))
 
     def __call__(self) -> None:
-        batch = next(self._batches)
-        sums = self.step(batch, self.targets(batch), self._schedule.rate(len(self.losses)))
+        batch, sums = next(self._steps)
         self.losses.append(sums[0] / len(batch.ids))
 
     def release(self) -> None:

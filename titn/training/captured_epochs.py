@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from titn.pipelines import Batch, TritonPipeline
+from titn.pipelines import Batch, EpochPlan, Pipeline, TritonPipeline
 from titn.pipelines.upload import Rows, upload
 from titn.training.captured import CapturedStep
 from titn.training.step import Epoch
@@ -43,11 +43,13 @@ class CapturedEpochs(CapturedStep):
         self._replay: Callable[[], object] = lambda: None
         self._made: tuple[Batch, Tensor] | None = None
 
-    def epoch(self, epoch: Epoch) -> Iterator[tuple[Batch, Tensor]]:
-        """As `TrainStep`; batch and sums are overwritten by the next step.
+    def rows(self, pipeline: Pipeline, plan: EpochPlan, batch_size: int) -> list[np.ndarray]:
+        """Those of `TritonPipeline.rows`."""
+        assert isinstance(pipeline, TritonPipeline)
+        return pipeline.rows(plan, batch_size)
 
-        The pipeline is a `TritonPipeline`, `epoch.rows` are its, and the teacher's answers are stored.
-        """
+    def epoch(self, epoch: Epoch) -> Iterator[tuple[Batch, Tensor]]:
+        """As `TrainStep`, with a `TritonPipeline` and stored answers; the next step overwrites batch and sums."""
         self._begin(epoch, self._rows(epoch))
         for _ in epoch.rates[epoch.first_step :]:
             self._replay()

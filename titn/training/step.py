@@ -110,7 +110,7 @@ class Epoch:
         targets: the teacher's answers, begun with this plan; None: no distillation.
         first_step: so many steps were taken before.
         sums: the objective's over these.
-        rows: of `TritonPipeline.rows`, for a step that makes its batches itself.
+        rows: of `TrainStep.rows`, for a step that makes its batches itself.
     """
 
     pipeline: Pipeline
@@ -167,6 +167,10 @@ class TrainStep:
         self.average = average
         self.clip_grad = clip_grad
         self._gradient_of_loss: Tensor | None = None
+
+    def rows(self, pipeline: Pipeline, plan: EpochPlan, batch_size: int) -> list[np.ndarray]:
+        """The `rows` of an epoch; a thread may make them ahead."""
+        return []
 
     def epoch(self, epoch: Epoch) -> Iterator[tuple[Batch, Tensor]]:
         """Take the epoch's steps that are left, one whenever the next is asked for.

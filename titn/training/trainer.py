@@ -22,12 +22,11 @@ from titn.data.dataset import Dataset
 from titn.errors import Interrupted, UserError
 from titn.metrics import classification_metrics
 from titn.network import NetworkSpec, load_network
-from titn.pipelines import EpochPlan, ImageFiles, Pipeline, TorchPipeline, TritonPipeline
+from titn.pipelines import EpochPlan, ImageFiles, Pipeline, TorchPipeline
 from titn.pipelines.image_files import Images
 from titn.training import checkpoint
 from titn.training.callbacks import Callback
 from titn.training.captured import CapturedStep
-from titn.training.captured_epochs import CapturedEpochs
 from titn.training.checkpoint import Progress
 from titn.training.evaluation import CapturedForward
 from titn.training.interrupt import StopRequest
@@ -191,11 +190,9 @@ class Trainer:
         return drawn
 
     def _draw(self, epoch: int) -> tuple[EpochPlan, list[np.ndarray]]:
-        """The plan of `epoch`, and its rows where the step makes its batches itself."""
+        """The plan of `epoch`, and its rows for the step."""
         plan = self.plans.draw(epoch)
-        if isinstance(self.step, CapturedEpochs) and isinstance(self.pipeline, TritonPipeline):
-            return plan, self.pipeline.rows(plan, self.schedule.batch_size)
-        return plan, []
+        return plan, self.step.rows(self.pipeline, plan, self.schedule.batch_size)
 
     def _train_epoch(self, stop: StopRequest, show: Callable[[str], None]) -> float:
         """The rest of the epoch that `progress` stands in; returns its images per second.

@@ -58,7 +58,7 @@ for name, (depth, amp, records, averaged) in TRAININGS.items():
     taken = []
     for number in range(2):
         plan = EpochPlan.draw(augmentation, size=len(images), image_size=32, seed=0, epoch=number)
-        rows = pipeline.rows(plan, BATCH)
+        rows = step.rows(pipeline, plan, BATCH)
         steps = step.epoch(Epoch(pipeline, plan, BATCH, [LEARNING_RATE] * STEPS, Stored(records), rows=rows))
         for _ in range(STEPS):
             counters.reset()

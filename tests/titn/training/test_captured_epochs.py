@@ -82,7 +82,7 @@ class Training:
     def epoch(self, number: int, first_step: int = 0, sums: tuple[float, ...] = (0.0,) * 3) -> Iterator[list[Tensor]]:
         """What each step saw and its sums."""
         plan = EpochPlan.draw(self.recipe, size=IMAGES, image_size=16, seed=1, epoch=number)
-        rows = self.pipeline.rows(plan, BATCH) if isinstance(self.pipeline, TritonPipeline) else ()
+        rows = self.step.rows(self.pipeline, plan, BATCH)
         targets = None if self.kind == "none" else Teacher(self.kind, number)
         rates = [rate / (number + 1) for rate in RATES]
         epoch = Epoch(self.pipeline, plan, BATCH, rates, targets, first_step, sums, rows)
