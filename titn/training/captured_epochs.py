@@ -29,8 +29,8 @@ from titn.training.step import Epoch
 class CapturedEpochs(CapturedStep):
     """A `CapturedStep` whose epochs are taken from a table on the device.
 
-    It is captured at the beginning of an epoch: of the first, of one of other shapes, or after a state dict was loaded
-    into the optimiser. Arguments: those of `CapturedStep`.
+    It is captured at the beginning of an epoch: of the first, of one of other shapes or of another part of the network,
+    or after a state dict was loaded into the optimiser. Arguments: those of `CapturedStep`.
     """
 
     def __init__(self, module: nn.Module, optimizer: torch.optim.Optimizer, *others: Any, **options: Any) -> None:
@@ -42,6 +42,11 @@ class CapturedEpochs(CapturedStep):
         self._row_rate = self._row_share = torch.empty(0)
         self._replay: Callable[[], object] = lambda: None
         self._made: tuple[Batch, Tensor] | None = None
+
+    def module_changed(self) -> None:
+        """The next epoch captures again."""
+        super().module_changed()
+        self._kind = None
 
     def rows(self, pipeline: Pipeline, plan: EpochPlan, batch_size: int) -> list[np.ndarray]:
         """Those of `TritonPipeline.rows`."""
