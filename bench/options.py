@@ -16,7 +16,7 @@ import torch
 from rich.console import Console
 
 from bench.record import RESULTS, Record
-from bench.report.chapters import CHAPTERS
+from bench.report.chapters import CHAPTERS, SEVERAL
 from bench.report.render import show
 from titn.errors import OneLineParser, UserError
 from titn.kernels.common.backend import installed, interpreting
@@ -76,7 +76,7 @@ class Setting:
         """Print a section as bench/RESULTS.md would show it."""
         chapter = CHAPTERS[section]
         self.console.print(f"\n[bold]{chapter.title}[/]", highlight=False)
-        show(chapter.view([data] if section == "accuracy" else data), self.console)
+        show(chapter.view([data] if section in SEVERAL else data), self.console)
 
     def finish(self) -> None:
         """Mark the result file as complete and say where it is."""

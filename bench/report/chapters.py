@@ -8,7 +8,7 @@ from typing import Any
 
 from bench.report import sections
 from bench.report.render import Block
-from bench.report.trainings import time_to_accuracy
+from bench.report.trainings import paper, time_to_accuracy
 
 
 @dataclass(frozen=True)
@@ -126,6 +126,16 @@ CHAPTERS = {
         sections.accuracy,
         "accuracy",
     ),
+    "paper": Chapter(
+        "The paper's tables",
+        "Trained here, beside the paper's numbers (in italics). Ours are the last epoch's weights on the whole split; "
+        "the paper took the best epoch on the test set. MACs are multiply-accumulates of one forward pass, attention "
+        "included; GFLOPs are the paper's count of our networks: 1,024 images without attention's products. "
+        "Parameters are all there are, the paper's those of the layers; of VGG16-BN it counts 1,000 classes. A row "
+        "without a number was not run.",
+        paper,
+        "paper",
+    ),
     "grid": Chapter(
         "Which settings pay",
         "Short trainings on a part of the training images, one change of settings at a time, with the base's seeds, "
@@ -151,4 +161,7 @@ CHAPTERS = {
         sections.bank,
     ),
 }
-"""In the order of the page, by section of the result files; its view takes that section, of "accuracy" a list."""
+"""In the order of the page, by section of the result files; its view takes that section, of SEVERAL a list."""
+
+SEVERAL = ("accuracy", "paper")
+"""Sections of which more than the newest is shown: see `bench.report.results`."""

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bench.report.chapters import CHAPTERS
+from bench.report.chapters import CHAPTERS, SEVERAL
 from bench.report.numbers import interval95, number, times
 from bench.report.pictures import drawable, fingerprint, svg
 from bench.report.render import NONE, Row, Table, cell, markdown
@@ -96,7 +96,7 @@ def _part(report: Report, root: Path, section: str, device: Device) -> list[str]
 
 
 def _data(section: str, found: Sequence[Found]) -> Any:
-    return [each.data for each in found] if section == "accuracy" else found[0].data
+    return [each.data for each in found] if section in SEVERAL else found[0].data
 
 
 def _picture(report: Report, root: Path, section: str, device: Device, found: Sequence[Found]) -> list[str]:
@@ -153,7 +153,7 @@ def _headlines(device: Device) -> Iterator[tuple[tuple[str, str], Found]]:
     for found in device.of("cpu"):
         if not found.empty:
             yield from ((row, found) for row in _cpu(found))
-    for found in device.accuracy:
+    for found in device.of("accuracy"):
         if found.data["runs"] and found.data["split"] == "test":
             yield _accuracy(found), found
     for found in device.of("time_to_accuracy"):

@@ -29,6 +29,7 @@ DRAWINGS: dict[str, Callable[[Data], Figure | None]] = {
         charts.step_profile,
         charts.accuracy,
         curves.time_to_accuracy,
+        curves.paper,
     )
 }
 """By name."""

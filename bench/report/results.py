@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.record import label
-from bench.report.chapters import CHAPTERS
+from bench.report.chapters import CHAPTERS, SEVERAL
 from titn.errors import UserError
 
 SECTIONS = (*CHAPTERS, "harvest", "tune")
@@ -53,21 +53,19 @@ class Device:
     label: str
     name: str
     is_gpu: bool
-    sections: dict[str, Found]
-    accuracy: tuple[Found, ...]
+    sections: dict[str, tuple[Found, ...]]
 
     def of(self, section: str) -> tuple[Found, ...]:
-        """The newest of a section, of "accuracy" all that `read_results` keeps."""
-        if section == "accuracy":
-            return self.accuracy
-        return (self.sections[section],) if section in self.sections else ()
+        """The newest of a section, of SEVERAL all that `read_results` keeps."""
+        return self.sections.get(section, ())
 
 
 def read_results(folder: Path) -> list[Device]:
     """All devices with a result below `folder`, GPUs first; dry runs are checked and left out.
 
     Of each section the newest that measured anything is taken; of "accuracy" the newest of each data set's test split,
-    and of its development split, where choices are made, the newest of each choice of settings.
+    and of its development split, where choices are made, the newest of each choice of settings; of "paper" the newest
+    of each table and split.
 
     Raises:
         UserError: a JSON file that is not a result file, or is not in the folder of its own device.
@@ -118,14 +116,20 @@ def _read(path: Path) -> dict[str, Any]:
 def _newest(name: str, sections: Sequence[Found]) -> Device:
     """The newest of each section that is not empty, else the newest."""
     ordered = sorted(sections, key=lambda found: (not found.empty, found.content["utc"]))
-    accuracy = {_run_key(found.data): found for found in ordered if found.name == "accuracy" and not found.empty}
-    newest = {found.name: found for found in ordered if found.name not in ("accuracy", "harvest")}
+    newest: dict[str, tuple[Found, ...]] = {
+        found.name: (found,) for found in ordered if found.name not in (*SEVERAL, "harvest")
+    }
+    for several in SEVERAL:
+        kept = {_key(found): found for found in ordered if found.name == several and not found.empty}
+        newest[several] = tuple(kept[key] for key in sorted(kept))
     hardware = max(sections, key=lambda found: found.content["utc"]).content["device"]
-    runs = tuple(accuracy[key] for key in sorted(accuracy))
-    return Device(name, describe(hardware), hardware["type"] == "cuda", newest, runs)
+    return Device(name, describe(hardware), hardware["type"] == "cuda", newest)
 
 
-def _run_key(section: Mapping[str, Any]) -> tuple[str, ...]:
-    """What a newer section "accuracy" replaces an older one by."""
+def _key(found: Found) -> tuple[str, ...]:
+    """What a newer section of SEVERAL replaces an older one by."""
+    section = found.data
+    if found.name == "paper":
+        return section["table"], section["split"]
     settings = [json.dumps(section["settings"], sort_keys=True)] if section["split"] == "development" else []
     return section["dataset"], section["split"], *settings

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from bench.report.numbers import number, spread
-from bench.report.render import Block, Columns, Row, Table
+from collections.abc import Sequence
+
+from bench.report.numbers import interval95, number, spread
+from bench.report.render import NONE, Block, Columns, LeftOut, Row, Table
 
 
 def time_to_accuracy(data: Row) -> list[Block]:
@@ -55,3 +57,64 @@ def as_long(ratio: Row | None) -> str:
     if ratio["repetitions"] == 1:
         return f"{number(ratio['median'])} times as long, one seed"
     return f"{spread(ratio)} times as long, {ratio['repetitions']} seeds"
+
+
+def paper(sections: Sequence[Row]) -> list[Block]:
+    """A table of the paper each."""
+    return [block for section in sections for block in _paper_table(section)]
+
+
+def _paper_table(section: Row) -> list[Block]:
+    def share(value: float | None, digits: int = 2) -> str:
+        return NONE if value is None else f"{100 * value:.{digits}f}"
+
+    def top1(row: Row) -> str:
+        if row["interval95"] is None:
+            return share(row["mean"]["top1"])
+        return f"{share(row['mean']['top1'])} ({interval95(row['interval95'])})"
+
+    def macro(scores: Row) -> str:
+        return " / ".join(share(scores[name], 0) for name in ("precision", "recall", "f1"))
+
+    def printed(value: str) -> str:
+        return NONE if not value.strip(f"/ {NONE}") else f"*{value}*"
+
+    columns: Columns = [
+        ("data set", lambda row: row["dataset"]),
+        ("network", lambda row: row["label"]),
+        ("top-1, %:", top1),
+        ("paper:", lambda row: printed(share(row["paper"]["top1"]))),
+        ("top-5, %:", lambda row: share(row["mean"]["top5"])),
+        ("paper:", lambda row: printed(share(row["paper"]["top5"]))),
+        ("P / R / F1, %:", lambda row: macro(row["mean"]) if row["runs"] else NONE),
+        ("paper:", lambda row: printed(macro(row["paper"]))),
+        ("parameters:", lambda row: f"{row['parameters']:,}"),
+        ("paper:", lambda row: printed(_millions(row["paper"]["parameters"]))),
+        ("MACs:", lambda row: _millions(row["macs"] / 1e6)),
+        ("GFLOPs:", lambda row: f"{row['gflops']:.2f}"),
+        ("paper:", lambda row: printed(NONE if row["paper"]["gflops"] is None else f"{row['paper']['gflops']:.2f}")),
+        ("images:", lambda row: f"{row['images']:,}"),
+        ("epochs:", lambda row: str(row["epochs"])),
+        ("seeds:", lambda row: f"{len(row['runs'])} of {section['planned_seeds']}"),
+    ]
+    runs = [(row, run) for row in section["rows"] for run in row["runs"]]
+    run_columns: Columns = [
+        ("data set", lambda pair: pair[0]["dataset"]),
+        ("network", lambda pair: pair[0]["label"]),
+        ("seed:", lambda pair: str(pair[1]["seed"])),
+        ("top-1, %:", lambda pair: share(pair[1]["top1"])),
+        ("seconds:", lambda pair: number(pair[1]["seconds"])),
+        ("run", lambda pair: f"`{pair[1]['run']}`"),
+        ("commit", lambda pair: f"`{pair[1]['commit']}`"),
+    ]
+    left = ((f"{row['dataset']}, {row['label']}", row["reason"]) for row in section["rows"])
+    return [
+        f"**{section['table'].capitalize()}**, {section['split']} split.",
+        Table.of(section["rows"], columns),
+        Table.of(runs, run_columns, f"All {len(runs)} runs"),
+        LeftOut.of("Not complete", left),
+    ]
+
+
+def _millions(value: float | None) -> str:
+    return NONE if value is None else f"{value:.2f} M"

@@ -185,6 +185,30 @@ def accuracy(dataset: str, split: str, top1: list[float]) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def trained(dataset: str, label: str, network: str, top1: list[float], **changes: Any) -> dict[str, Any]:
+    """A row of the section "paper"."""
+    scores = {"top1": sum(top1) / max(len(top1), 1), "top5": 0.9, "precision": 0.7, "recall": 0.71, "f1": 0.72}
+    printed = {"top1": 0.7471, "top5": 0.9228, "precision": 0.72, "recall": 0.75, "f1": 0.74, "parameters": 5.85,
+               "gflops": 111.4}  # fmt: skip
+    return {
+        "dataset": dataset, "label": label, "network": network, "is_teacher": False, "changes": {}, "images": 50_000,
+        "epochs": 600, "parameters": 5_852_564, "macs": 110_690_000, "gflops": 111.404, "paper": printed,
+        "runs": [{"seed": i, "run": f"paper-{network}-{i}", "top1": t, "seconds": 99.0, "commit": "abc"}
+                 for i, t in enumerate(top1)],
+        "mean": scores if top1 else dict.fromkeys(scores), "interval95": [0.7, 0.8] if len(top1) > 1 else None,
+        "curve": [[1, 0.1], [600, 0.8]] if top1 else [], "reason": "" if top1 else "not run: the time was over",
+    } | changes  # fmt: skip
+
+
+def paper_table(table: str, split: str, *rows: dict[str, Any]) -> dict[str, Any]:
+    return {"table": table, "split": split, "planned_seeds": 2, "rows": list(rows)}
+
+
+PAPER = paper_table(
+    "students", "test", trained("cifar100", "TITN", "titn", [0.74, 0.76]), trained("mnist", "ViT", "vit", [])
+)
+
+
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
     (tmp_path / "bench" / "results").mkdir(parents=True)
@@ -344,6 +368,29 @@ def test_accuracy_is_kept_apart_by_data_set_and_split(checkout: Path) -> None:
     of_development = "| cifar100 | development | vgg16_bn, 70.00% | 30 | 2 of 5 | 56.00% | 55.00% to 57.00% | 74.71% |"
     assert of_test in text and of_development + " 20 to 20, in 1 of 2 runs | shortened |" in text
     assert "50.00%" not in text
+
+
+def test_the_papers_tables_stand_beside_the_papers_numbers(checkout: Path) -> None:
+    nothing = dict.fromkeys(("top1", "top5", "precision", "recall", "f1", "parameters", "gflops"))
+    adam = trained("cifar100", "Adam", "vgg16_bn", [0.7], paper=nothing)
+    add(checkout, {"paper": PAPER}, 3)
+    add(checkout, {"paper": paper_table("optimisers", "test", adam)}, 4)
+    add(checkout, {"paper": paper_table("optimisers", "test", adam | {"epochs": 7})}, 2)
+    assert run(checkout) == 0
+    text = chapter(checkout, "The paper's tables")
+    ours = "| 75.00 (70.00% to 80.00%) | *74.71* | 90.00 | *92.28* | 70 / 71 / 72 | *72 / 75 / 74* |"
+    assert (
+        f"| cifar100 | TITN {ours} 5,852,564 | *5.85 M* | 110.69 M | 111.40 | *111.40* | 50,000 | 600 | 2 of 2 |"
+        in text
+    )
+    assert "| mnist | ViT | – | *74.71* | – | *92.28* | – | *72 / 75 / 74* |" in text
+    assert "* not run: the time was over: mnist, ViT" in text
+    assert "| cifar100 | Adam | 70.00 | 90.00 | 70 / 71 / 72 |" in text, (
+        "columns without a number of the paper are left out"
+    )
+    assert "| 7 |" not in text, "the newest of each table"
+    assert "| cifar100 | TITN | 1 | 76.00 | 99.0 | `paper-titn-1` | `abc` |" in text
+    assert text.index("**Optimisers**, test split.") < text.index("**Students**, test split.")
 
 
 def test_a_bank_is_compared_with_fresh_augmentation(checkout: Path) -> None:
@@ -521,7 +568,7 @@ def test_a_readme_without_markers_is_an_error(checkout: Path, capsys: pytest.Cap
 
 def drawing(name: str) -> dict[str, Any]:
     data = {"device": "NVIDIA H200", **SECTIONS}
-    return data | {"accuracy": [accuracy("cifar100", "test", [0.71, 0.73])]}
+    return data | {"accuracy": [accuracy("cifar100", "test", [0.71, 0.73])], "paper": [PAPER]}
 
 
 @pytest.mark.parametrize("name", DRAWINGS)
@@ -536,6 +583,7 @@ def test_pictures_repeat_and_are_small(name: str) -> None:
 def test_there_is_no_picture_of_nothing(name: str) -> None:
     reason = {"reason": "none", "axis": "batch", "contender": "a", "name": "a", "provider": "a", "value": 1}
     empty: dict[str, Any] = {key: {"rows": [reason], "batch_size": 2} for key in SECTIONS} | {"kernels": [reason]}
+    empty["paper"] = [paper_table("students", "test", trained("mnist", "ViT", "vit", []))]
     empty |= {"device": "x", "accuracy": [accuracy("digits", "test", [0.5]) | {"runs": []}]}
     empty["step_profile"] = {"rows": []}
     empty["time_to_accuracy"] = {"paths": [{"name": "reference", "runs": []}]}
