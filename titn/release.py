@@ -76,10 +76,9 @@ def release(
         file = folder / f"{name}.safetensors"
         write_safetensors(file, halved(model.network), model.spec.to_metadata())
         scores = evaluate(str(run.folder), data_dir=data_dir, device=device, weights=str(file)).scores
-        recipe, teacher = portable(run, name)
-        (folder / f"{name}.yaml").write_text(_yaml(recipe), "utf-8")
-        if teacher is not None:
-            (folder / f"{name}-teacher.yaml").write_text(_yaml(teacher), "utf-8")
+        recipe, teachers = portable(run, name)
+        for each, settings in {name: recipe, **teachers}.items():
+            (folder / f"{each}.yaml").write_text(_yaml(settings), "utf-8")
         if (run.folder / PARTS).is_file():
             shutil.copyfile(run.folder / PARTS, folder / recipe["import_"])
         numbers = {
@@ -103,24 +102,30 @@ def halved(module: nn.Module) -> dict[str, Tensor]:
     return kept
 
 
-def portable(run: Run, name: str = "") -> tuple[dict[str, Any], dict[str, Any] | None]:
-    """The settings of a run without this machine's folders, and those of its teacher, where that is a run of its own.
+def portable(run: Run, name: str = "") -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+    """The settings of a run without this machine's folders, and by name those of its teachers that are runs.
 
-    In a release the teacher's run is called NAME-teacher, and own parts lie in NAME.py.
+    In a release a teacher's run is called NAME-teacher (of several NAME-teacher1 and so on), and own parts lie in
+    NAME.py. A teacher whose run is gone is named by its architecture, of several by their file's name.
     """
     config = run.config()
-    settings, teacher = _settings(config), None
-    given = config.distils_from
-    if given != "none" and not is_teacher(given):
-        found = _teacher_run(config)
-        if found is None:
-            settings["teacher"] = (run.result() or {}).get("teacher") or Path(given).name
+    settings, teachers, names = _settings(config), dict[str, dict[str, Any]](), list[str]()
+    for number, given in enumerate(config.teachers, 1):
+        found = None if is_teacher(given) else _teacher_run(given, config)
+        if found is not None:
+            suffix = str(number) if len(config.teachers) > 1 else ""
+            names.append(f"{name}-teacher{suffix}" if name else found.folder.name)
+            teachers[names[-1]] = _settings(found.config())
+        elif is_teacher(given):
+            names.append(given)
         else:
-            settings["teacher"] = f"{name}-teacher" if name else found.folder.name
-            teacher = _settings(found.config())
+            known = (run.result() or {}).get("teacher") if len(config.teachers) == 1 else None
+            names.append(known or Path(given).name)
+    if names:
+        settings["teacher"] = ",".join(names)
     if (run.folder / PARTS).is_file():
         settings["import_"] = f"{name}.py" if name else PARTS
-    return settings, teacher
+    return settings, teachers
 
 
 def _settings(config: RunConfig) -> dict[str, Any]:
@@ -131,10 +136,10 @@ def _settings(config: RunConfig) -> dict[str, Any]:
     return settings
 
 
-def _teacher_run(config: RunConfig) -> Run | None:
+def _teacher_run(given: str, config: RunConfig) -> Run | None:
     """The run that a teacher was taken from, if it is still there."""
-    given = Path(config.distils_from).expanduser()
-    for folder in (given, Path(config.runs_dir).expanduser() / given.name):
+    path = Path(given).expanduser()
+    for folder in (path, Path(config.runs_dir).expanduser() / path.name):
         if (folder / "config.yaml").is_file():
             return Run(folder)
     return None
@@ -181,12 +186,11 @@ def model_card(model: TrainedModel, run: Run | None, name: str = "", stored: dic
         rows = {key: result[key] for key in (_OF_THE_RUN if stored else (*_SCORES, *_OF_THE_RUN)) if key in result}
         lines += ["## The run", "", "The last epoch's weights in float32, on the whole test set.", *_table(rows)]
     if run is not None:
-        recipe, teacher = portable(run, name)
+        recipe, teachers = portable(run, name)
         lines += ["## Recipe", ""]
         if stored is not None:
-            place = f"--data-dir data --config {name}"
-            lines += ["```bash"] + [f"titn teacher {place}-teacher.yaml --name {name}-teacher"] * (teacher is not None)
-            lines += [f"titn train {place}.yaml", "```", ""]
+            first = [f"titn teacher --data-dir data --config {each}.yaml --name {each}" for each in teachers]
+            lines += ["```bash", *first, f"titn train --data-dir data --config {name}.yaml", "```", ""]
         lines += ["```yaml", _yaml(recipe).rstrip(), "```", ""]
     file = f"{name}.safetensors" if stored else "model.safetensors"
     lines += ["## Use", "", "```python", "import titn", "", f'model = titn.load("{file}")']

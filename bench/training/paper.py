@@ -40,7 +40,7 @@ from titn.files import read_json, write_atomic
 from titn.metrics import confidence_interval
 from titn.network import NetworkSpec
 from titn.profile import profile
-from titn.teachers.find import find_teacher
+from titn.teachers.find import find_teachers
 from titn.train import train
 from titn.training.run import Run
 from titn.training.schedule import Schedule
@@ -181,7 +181,7 @@ def row_of(training: Training, dataset: str, data: Dataset) -> Section:
         "is_teacher": entry.is_teacher,
         "changes": entry.settings,
         "images": len(data.train_labels),
-        "epochs": config.teacher_training().epochs if entry.is_teacher else config.epochs,
+        "epochs": config.teacher_training(entry.network).epochs if entry.is_teacher else config.epochs,
         "parameters": counts.parameters,
         "macs": counts.macs_forward,
         "gflops": counts.paper_gflops,
@@ -232,7 +232,7 @@ def finished(training: Training, data: Dataset, console: Console, *, over: bool)
         config = config.changed(teacher_settings=config.teacher_settings | ({"seed": seed} if seed else {}))
     elif not getattr(NetworkSpec.of(config, data).build(), "distilled", False):
         config = config.changed(teacher="none")
-    if over and config.teacher != "none" and find_teacher(config, data).to_train is not None:
+    if over and any(source.to_train for source in find_teachers(config, data)):
         raise not_run
     config, _ = shared_teacher(config, data, console)
     if entry.is_teacher:
@@ -311,7 +311,7 @@ def rehearsed(config: TrainConfig, entries: Sequence[Entry], whole: Dataset) -> 
         if students and config.teacher != "none":
             teachers = {config.teacher: config} | teachers
         for network, own in teachers.items():
-            costs[network] = cost(own.teacher_training(), f"teacher-{network}")
+            costs[network] = cost(own.teacher_training(network), f"teacher-{network}")
         taught = config.changed(teacher=f"{folder}/teacher-{config.teacher}") if students else config
         for entry in students:
             costs[entry.network] = cost(taught.changed(model=entry.network, **entry.settings), entry.network)

@@ -47,12 +47,14 @@ def test_a_row_differs_from_the_recipe_in_what_the_table_is_about(table: str, en
         recipe = TrainConfig(dataset=dataset, fast=True)
         config = of_entry(recipe, entry)
         if entry.is_teacher:
-            trained = config.teacher_training()
+            trained = config.teacher_training(entry.network)
             assert trained.teacher == entry.network and trained.epochs == recipe.epochs
             assert trained.optimizer == entry.settings.get("optimizer", "sgd")
         else:
             assert (config.model, config.mix) == (entry.network, entry.settings.get("mix", recipe.mix))
-            assert config.teacher_training() == recipe.teacher_training(), "students share one teacher"
+            assert config.teacher_training("vgg16_bn") == recipe.teacher_training("vgg16_bn"), (
+                "students share one teacher"
+            )
 
 
 def test_the_papers_own_numbers() -> None:

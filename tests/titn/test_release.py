@@ -3,6 +3,7 @@
 import json
 import re
 import shlex
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -19,8 +20,9 @@ from titn.data.dataset import load_dataset
 from titn.errors import UserError
 from titn.files import sha256
 from titn.inference import load
-from titn.release import halved, release
+from titn.release import halved, portable, release
 from titn.train import train
+from titn.training.run import Run
 
 QUIET = Console(quiet=True)
 TINY = {"limit_train": 64, "epochs": 2, "batch_size": 32, "device": "cpu", "tracker": "none"}
@@ -89,6 +91,23 @@ def test_the_commands_of_the_card_train_the_same_network(
         titn_command([*line, "--device", "cpu", "--name", "digits" if line[0] == "train" else line[-1]])
     again, own = load("digits").source, load(runs / "digits").source
     assert sha256(again) == sha256(own)
+
+
+def test_several_teachers_each_have_their_own_file(runs: Path, tmp_path: Path) -> None:
+    root = tmp_path / "runs"
+    shutil.copytree(runs / "digits", root / "digits")
+    for name, seed in (("one", 0), ("two", 1)):
+        shutil.copytree(runs / "cnn", root / name)
+        config = (root / name / "config.yaml").read_text().replace("seed: 0", f"seed: {seed}")
+        (root / name / "config.yaml").write_text(config)
+    text = (root / "digits" / "config.yaml").read_text()
+    given = f"teacher: {root / 'one'},{root / 'two'},resnet50"
+    (root / "digits" / "config.yaml").write_text(re.sub("^teacher: .*", given, text, flags=re.M))
+    recipe, teachers = portable(Run(root / "digits"), "digits")
+    assert recipe["teacher"] == "digits-teacher1,digits-teacher2,resnet50"
+    assert {name: each["seed"] for name, each in teachers.items()} == {"digits-teacher1": 0, "digits-teacher2": 1}
+    shutil.rmtree(root / "two")
+    assert portable(Run(root / "digits"), "digits")[0]["teacher"] == "digits-teacher1,two,resnet50"
 
 
 def test_the_average_can_be_published(runs: Path, tmp_path: Path) -> None:
