@@ -16,7 +16,7 @@ import re
 import subprocess
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -27,11 +27,15 @@ from bench.options import console
 from bench.report.render import NONE, Columns, Table, show
 from titn.errors import OneLineParser, UserError, command
 from titn.files import write_atomic
+from titn.kernels.common import nvrtc
 from titn.kernels.common.backend import installed, interpreting
+from titn.kernels.inner_block import cuda
 from titn.provenance import source_commit, versions
 
 IMAGES, PATCHES, TOKENS = 1024, 16, 262_144  # a batch; its patches of an image; its pixel-level tokens, 16,384 x 16
 PATCH_TOKENS = 18_432  # 1,024 images of 18
+CUDA = "inner_block_cuda"
+KINDS = (*OPERATIONS, CUDA)
 
 
 @dataclass(frozen=True)
@@ -146,22 +150,76 @@ def measure(operation: str, arch: int, index: int, device: str | None) -> Row | 
     )
 
 
+def measure_cuda(arch: int, device: str | None) -> list[Row | Failure]:
+    """The inner block's kernels of CUDA C++, one sequence of 16 rows to a warp.
+
+    Their main loop is the first that multiplies and stores; a second one takes what needs the maxima of scores.
+    """
+    try:
+        cubin = nvrtc.compiled(cuda.SOURCE, arch)
+    except RuntimeError as error:
+        return [Failure(CUDA, cuda.SOURCE, "", arch, str(error))]
+    usage, sass = (_dumped(cubin, flag) for flag in ("--dump-resource-usage", "--dump-sass"))
+    listings = {text.split(maxsplit=1)[0]: _parse_sass(text) for text in sass.split("Function : ")[1:]}
+    found: list[Row | Failure] = []
+    for name, resources in re.findall(r"Function (\w+):\s*(REG:.*)", usage):
+        limits = {kind: int(value) for kind, value in re.findall(r"\b(REG|STACK|SHARED):(\d+)", resources)}
+        listing, counts = listings[name], Counter(i.mnemonic for i in listings[name])
+        bodies = [[i for i in listing if start <= i.address <= end] for start, end in _backward(listing)]
+        main = next(b for b in bodies if {"HMMA", "STG"} <= {i.mnemonic for i in b})
+        per_row, floor = len(main) / cuda.SHAPE[0], None
+        if device is not None:
+            gpu = DEVICES[device]
+            floor = issue_floor_microseconds(
+                per_row, TOKENS, multiprocessors=gpu.multiprocessors, gigahertz=gpu.gigahertz
+            )
+        found.append(
+            Row(
+                operation=CUDA,
+                kernel=name.removeprefix("titn_inner_"),
+                widths="{}x{} {} heads".format(*cuda.SHAPE),
+                arch=arch,
+                warps=cuda.WARPS,
+                registers=limits["REG"],
+                shared_bytes=limits["SHARED"],
+                stack_bytes=limits["STACK"],
+                spills=counts["LDL"] + counts["STL"],
+                tensor_core=_tensor_core(counts),
+                hgmma=0,
+                half_products=True,
+                instructions=len(listing),
+                warp_instructions_per_row=round(per_row, 3),
+                rows=TOKENS,
+                device=device,
+                issue_floor_us=None if floor is None else round(floor, 2),
+            )
+        )
+    return found
+
+
 def measure_all(
-    operations: Iterable[str], archs: Iterable[int], device: str | None, jobs: int
+    operations: Sequence[str], archs: Sequence[int], device: str | None, jobs: int
 ) -> tuple[list[Row], list[Failure]]:
-    """Every shipped configuration, compiled in `jobs` processes; `device` replaces its architecture's usual GPU."""
+    """Every shipped configuration of these KINDS, in `jobs` processes; `device` replaces its architecture's usual GPU."""
     gpus = {DEVICES[name].arch: name for name in ("A100", "H200", "B200")}
     if device is not None:
         gpus[DEVICES[device].arch] = device
     work = [
         (operation, arch, index, gpus.get(arch))
         for operation in operations
+        if operation != CUDA
         for arch in archs
         for index in range(len(shipped(operation, arch)))
     ]
     with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("fork")) as pool:
-        found = list(pool.map(measure, *zip(*work, strict=True), chunksize=1))
+        found = list(pool.map(_measured, work, chunksize=1))
+        if CUDA in operations:
+            found += [row for rows in pool.map(measure_cuda, archs, map(gpus.get, archs)) for row in rows]
     return [r for r in found if isinstance(r, Row)], [r for r in found if isinstance(r, Failure)]
+
+
+def _measured(work: tuple[str, int, int, str | None]) -> Row | Failure:
+    return measure(*work)
 
 
 # Reading what the compiler made
@@ -223,11 +281,8 @@ def compile_offline(c: Compilation, arch: int) -> Any:
 
 def resources(compiled: Any) -> Resources:
     """Registers and stack from the cubin, shared memory from Triton's metadata, instructions from the disassembly."""
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(compiled.asm["cubin"])
-        file.flush()
-        usage = _cuobjdump("--dump-resource-usage", file.name)
-        listing = _parse_sass(_cuobjdump("--dump-sass", file.name))
+    usage = _dumped(compiled.asm["cubin"], "--dump-resource-usage")
+    listing = _parse_sass(_dumped(compiled.asm["cubin"], "--dump-sass"))
     found = {name: int(value) for name, value in re.findall(r"\b(REG|STACK):(\d+)", usage)}
     loops, inner = _loops(listing)
     return Resources(
@@ -277,11 +332,15 @@ class _Instruction:
     branch_target: int | None
 
 
-def _cuobjdump(flag: str, path: str) -> str:
+def _dumped(cubin: bytes, flag: str) -> str:
+    """What cuobjdump says of machine code."""
     import triton
 
     tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
-    return subprocess.run([str(tool), flag, path], capture_output=True, text=True, check=True).stdout
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        return subprocess.run([str(tool), flag, file.name], capture_output=True, text=True, check=True).stdout
 
 
 def _parse_sass(text: str) -> list[_Instruction]:
@@ -299,9 +358,7 @@ def _loops(listing: list[_Instruction]) -> tuple[list[tuple[int, int]], list[tup
     A loop is a backward branch (the one to itself is the trap at the end). On sm_100 the compiler places waiting loops
     behind the code they belong to, so that a loop may reach further here than it does.
     """
-    backward = sorted(
-        (i.branch_target, i.address) for i in listing if i.branch_target is not None and i.branch_target < i.address
-    )
+    backward = _backward(listing)
     merged: list[tuple[int, int]] = []
     for start, end in backward:
         if merged and start <= merged[-1][1]:
@@ -309,6 +366,12 @@ def _loops(listing: list[_Instruction]) -> tuple[list[tuple[int, int]], list[tup
         else:
             merged.append((start, end))
     return merged, [loop for loop in backward if loop not in merged]
+
+
+def _backward(listing: list[_Instruction]) -> list[tuple[int, int]]:
+    """First and last address of every loop, by the first, then the last."""
+    branches = ((i.branch_target, i.address) for i in listing if i.branch_target is not None)
+    return sorted((target, address) for target, address in branches if target < address)
 
 
 # The command
@@ -335,7 +398,7 @@ COLUMNS: Columns = [
 def main(argv: list[str] | None = None) -> None:
     parser = OneLineParser(prog="python -m bench.codegen", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--arch", type=int, nargs="+", choices=(80, 90, 100), default=[80, 90, 100])
-    parser.add_argument("--operation", nargs="+", choices=OPERATIONS, default=list(OPERATIONS))
+    parser.add_argument("--operation", nargs="+", choices=KINDS, default=list(KINDS))
     parser.add_argument("--device-name", choices=tuple(DEVICES), help="GPU of the issue floor on its architecture")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write rows and versions to FILE")
     options = parser.parse_args(argv)

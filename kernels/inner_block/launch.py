@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -151,18 +151,34 @@ def forward(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
     *given, num_heads, eps = rest
     x, weights, eps = x.contiguous(), contiguous(*given), positive(eps)
     g = geometry(x, MlpWeights(*weights[6:]), num_heads)
-    packed = x.new_empty(g.packed_shape)
     mid, y = torch.empty_like(x), torch.empty_like(x)
     rows = x.shape[0] * x.shape[1]
     constants, options, wanted = g.kernel("forward", architecture(x))
-    arguments, named = (x, mid, y, packed, weights[11], rows, eps), constants | options
     with torch.cuda.device_of(x):
-        pack_weights[(packed.shape[0] // 16,)](
-            packed, *weights[:11], g.head_width**-0.5, **g.packed_constants(), num_warps=4, enable_fp_fusion=True
-        )
+        packed = pack(x, weights, g)
+        arguments, named = (x, mid, y, packed, weights[11], rows, eps), constants | options
         held = wanted or compiled_resident(inner_forward, x, arguments, named)
         inner_forward[(programs(x, -(-rows // g.tile_rows(constants)), held),)](*arguments, **named)
     return y, mid, packed
+
+
+def pack(x: Tensor, weights: Sequence[Tensor | None], g: Geometry) -> Tensor:
+    """The twelve weights as the kernels read them (packing.py), like x, whose device must be the current one."""
+    packed = x.new_empty(g.packed_shape)
+    pack_weights[(packed.shape[0] // 16,)](
+        packed, *weights[:11], g.head_width**-0.5, **g.packed_constants(), num_warps=4, enable_fp_fusion=True
+    )
+    return packed
+
+
+def unpack(attention_sums: Tensor, mlp_sums: Tensor, weights: Sequence[Tensor | None], g: Geometry) -> list[Tensor]:
+    """The gradients of the weights that are there, from the sums of the backward's programs."""
+    gradients = [None if w is None else torch.empty_like(w) for w in weights]
+    unpack_gradients[(2 * (g.channels + 1),)](
+        attention_sums, mlp_sums, attention_sums.shape[0], mlp_sums.shape[0], *weights[:3], *weights[6:9],
+        g.head_width**-0.5, *gradients, **unpack_constants(g), num_warps=4, enable_fp_fusion=True,
+    )  # fmt: skip
+    return [gradient for gradient in gradients if gradient is not None]
 
 
 def backward(dy: Tensor, x: Tensor, mid: Tensor, packed: Tensor, *rest: Any) -> list[Tensor]:
@@ -174,15 +190,10 @@ def backward(dy: Tensor, x: Tensor, mid: Tensor, packed: Tensor, *rest: Any) -> 
     x, dy, weights, eps = x.contiguous(), dy.contiguous(), contiguous(*given), positive(eps)
     g = geometry(x, MlpWeights(*weights[6:]), num_heads)
     dx, dmid = torch.empty_like(x), torch.empty_like(x)
-    gradients = [None if w is None else torch.empty_like(w) for w in weights]
     with torch.cuda.device_of(x):
         mlp_sums = _half("mlp_backward", g, (mid, dy, dmid, packed), 2 * g.padded_hidden + 16, eps)
         attention_sums = _half("attention_backward", g, (x, dmid, dx, packed), 4 * g.head_rows, eps)
-        unpack_gradients[(2 * (g.channels + 1),)](
-            attention_sums, mlp_sums, attention_sums.shape[0], mlp_sums.shape[0], *weights[:3], *weights[6:9],
-            g.head_width**-0.5, *gradients, **unpack_constants(g), num_warps=4, enable_fp_fusion=True,
-        )  # fmt: skip
-    return [dx, *(gradient for gradient in gradients if gradient is not None)]
+        return [dx, *unpack(attention_sums, mlp_sums, weights, g)]
 
 
 def _half(name: str, g: Geometry, tensors: tuple[Tensor, ...], width: int, eps: float) -> Tensor:

@@ -14,7 +14,7 @@ from titn.kernels.common.device import autocast_dtype, interpreting, shared_memo
 from titn.kernels.common.native import native_reasons
 from titn.kernels.common.registration import register
 from titn.kernels.common.weights import AttentionWeights, MlpWeights
-from titn.kernels.inner_block import native
+from titn.kernels.inner_block import cuda, native
 from titn.kernels.inner_block.reference import GROUP, inner_block_innermost, inner_block_reference
 
 LARGEST_LENGTH = 64
@@ -37,12 +37,12 @@ def inner_block(
     """Pre-norm attention and MLP, each with its residual, on many short sequences (see the package's docstring).
 
     Args:
-        x: [S, L, C], float32, float16 or bfloat16 (backend "native": float32 or bfloat16; "torch": any floating
-            dtype), any strides.
+        x: [S, L, C], float32, float16 or bfloat16 (backend "native": float32 or bfloat16; "cuda": bfloat16; "torch":
+            any floating dtype), any strides.
         attention, mlp: weights of C channels, and any hidden width.
         num_heads: divides C.
         eps: added to the variance in both LayerNorms; except in torch at least 2^-126, so that no row divides 0 by 0.
-        backend: "auto" (the first that can run), "triton", "native" or "torch".
+        backend: "auto" (the first that can run, "cuda" apart), "triton", "cuda", "native" or "torch".
 
     Returns:
         [S, L, C] in the dtype of x; under autocast the others than torch store tokens in and return autocast's dtype.
@@ -59,6 +59,7 @@ def inner_block(
     dtype, weights = autocast_dtype(x.device.type) or x.dtype, (*attention, *mlp)
     reasons = {
         "triton": lambda: _triton_reasons(x, dtype, weights, num_heads, backend),
+        "cuda": lambda: cuda.reasons(x, dtype, weights, num_heads, backend),
         "native": lambda: native_reasons(x, *weights, dtype=dtype) + native.limits(x.shape[1], x.shape[2], backend),
         "torch": list,
     }
@@ -67,8 +68,8 @@ def inner_block(
         form = inner_block_innermost if _innermost_is_faster(x, dtype) else inner_block_reference
         return form(x, attention, mlp, num_heads=num_heads, eps=eps)
     x = x.to(dtype).contiguous()
-    if chosen == "triton":
-        return _InnerBlock.apply(x, num_heads, eps, *weights)
+    if chosen in ("triton", "cuda"):
+        return _InnerBlock.apply(x, num_heads, eps, chosen == "cuda", *weights)
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, *weights)):
         return _NativeInnerBlock.apply(x, num_heads, eps, *weights)
     y, _ = torch.ops.titn.inner_block_native(x, *weights, num_heads, eps, False)
@@ -128,19 +129,21 @@ def _memory_limits(channels: int, num_heads: int, available: int) -> list[str]:
 
 class _InnerBlock(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, num_heads: int, eps: float, *weights: Tensor | None) -> Tensor:
-        y, mid, packed = torch.ops.titn.inner_block_forward(x, *weights, num_heads, eps)
+    def forward(ctx: Any, x: Tensor, num_heads: int, eps: float, cuda: bool, *weights: Tensor | None) -> Tensor:
+        run = torch.ops.titn.inner_block_cuda if cuda else torch.ops.titn.inner_block_forward
+        y, mid, packed = run(x, *weights, num_heads, eps)
         ctx.save_for_backward(x, mid, packed, *weights)
-        ctx.num_heads, ctx.eps = num_heads, eps
+        ctx.num_heads, ctx.eps, ctx.cuda = num_heads, eps, cuda
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, mid, packed, *weights = ctx.saved_tensors
-        dx, *found = torch.ops.titn.inner_block_backward(dy, x, mid, packed, *weights, ctx.num_heads, ctx.eps)
+        run = torch.ops.titn.inner_block_cuda_backward if ctx.cuda else torch.ops.titn.inner_block_backward
+        dx, *found = run(dy, x, mid, packed, *weights, ctx.num_heads, ctx.eps)
         gradients = iter(found)
-        return dx, None, None, *(None if w is None else next(gradients) for w in weights)
+        return dx, None, None, None, *(None if w is None else next(gradients) for w in weights)
 
 
 class _NativeInnerBlock(torch.autograd.Function):
@@ -189,18 +192,13 @@ _WEIGHTS = (
     "Tensor? proj_bias, Tensor? norm2_weight, Tensor? norm2_bias, Tensor fc1_weight, Tensor? fc1_bias, "
     "Tensor fc2_weight, Tensor? fc2_bias"
 )
-_LAUNCH = "titn.kernels.inner_block.launch"
-register(
-    f"inner_block_forward(Tensor x, {_WEIGHTS}, int num_heads, float eps) -> (Tensor, Tensor, Tensor)",
-    f"{_LAUNCH}:forward",
-    _forward_fake,
-)
-register(
-    f"inner_block_backward(Tensor dy, Tensor x, Tensor mid, Tensor packed, {_WEIGHTS}, int num_heads, float eps) "
-    "-> Tensor[]",
-    f"{_LAUNCH}:backward",
-    _backward_fake,
-)
+_FORWARD = f"(Tensor x, {_WEIGHTS}, int num_heads, float eps) -> (Tensor, Tensor, Tensor)"
+_BACKWARD = f"(Tensor dy, Tensor x, Tensor mid, Tensor packed, {_WEIGHTS}, int num_heads, float eps) -> Tensor[]"
+_LAUNCH, _CUDA = "titn.kernels.inner_block.launch", "titn.kernels.inner_block.cuda"
+register(f"inner_block_forward{_FORWARD}", f"{_LAUNCH}:forward", _forward_fake)
+register(f"inner_block_backward{_BACKWARD}", f"{_LAUNCH}:backward", _backward_fake)
+register(f"inner_block_cuda{_FORWARD}", f"{_CUDA}:forward", _forward_fake)
+register(f"inner_block_cuda_backward{_BACKWARD}", f"{_CUDA}:backward", _backward_fake)
 _NATIVE = "titn.kernels.inner_block.native"
 register(
     f"inner_block_native(Tensor x, {_WEIGHTS}, int num_heads, float eps, bool keep) -> (Tensor, Tensor)",
