@@ -200,7 +200,7 @@ def measure_cuda(arch: int, device: str | None) -> list[Row | Failure]:
 def measure_all(
     operations: Sequence[str], archs: Sequence[int], device: str | None, jobs: int
 ) -> tuple[list[Row], list[Failure]]:
-    """Every shipped configuration of these KINDS, in `jobs` processes; `device` replaces its architecture's usual GPU."""
+    """Every shipped configuration of these KINDS, in `jobs` processes; `device` replaces the usual GPU."""
     gpus = {DEVICES[name].arch: name for name in ("A100", "H200", "B200")}
     if device is not None:
         gpus[DEVICES[device].arch] = device
