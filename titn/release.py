@@ -27,7 +27,7 @@ _OF_THE_MACHINE = {*FolderSettings.__annotations__, "data_dir", "device", "seeds
 _SCORES = ("top1", "top5", "precision", "recall", "f1")
 _OF_THE_RUN = (
     *("top1", "epochs", "batch_size", "seed", "teacher", "teacher_top1", "parameters", "macs", "test_images"),
-    *("device", "torch", "commit"),
+    *("wall_seconds", "seconds_with_teacher", "device", "torch", "commit"),
 )
 
 

@@ -156,6 +156,9 @@ def _headlines(device: Device) -> Iterator[tuple[tuple[str, str], Found]]:
     for found in device.of("accuracy"):
         if found.data["runs"] and found.data["split"] == "test":
             yield _accuracy(found), found
+    for found in device.of("paper"):
+        if (found.data["table"], found.data["split"]) == ("students", "test"):
+            yield from ((row, found) for row in _paper(found))
     for found in device.of("time_to_accuracy"):
         if not found.empty and (cells := _time_to_accuracy(found)):
             yield cells, found
@@ -214,8 +217,27 @@ def _accuracy(found: Found) -> tuple[str, str]:
     spread = f"95% interval of the mean {interval95(data['interval95'])}" if data["interval95"] else "no interval"
     return (
         f"accuracy, {data['dataset']}, {data['split']} split, {data['epochs']} epochs",
-        f"top-1 {100 * data['mean']:.2f}%, last epoch, {seeds}, {spread}",
+        f"top-1 {100 * data['mean']:.2f}%, last epoch, {seeds}, {spread}{_runs(data['runs'])}",
     )
+
+
+def _paper(found: Found) -> Iterator[tuple[str, str]]:
+    """What TITN reached in the paper's table of students, beside the paper's number, and by which run."""
+    for row in found.data["rows"]:
+        if row["network"] == "titn" and row["runs"]:
+            spread = f", 95% interval of the mean {interval95(row['interval95'])}" if row["interval95"] else ""
+            yield (
+                f"{row['label']}, {row['dataset']}, test split, {row['images']:,} images, {row['epochs']} epochs",
+                f"top-1 {100 * row['mean']['top1']:.2f}%, last epoch{spread}; the paper's best epoch "
+                f"{100 * row['paper']['top1']:.2f}%{_runs(row['runs'])}",
+            )
+
+
+def _runs(runs: Sequence[Row]) -> str:
+    """The first run by name, and how many more; nothing in results from before runs were named."""
+    if "run" not in runs[0]:
+        return ""
+    return f"; run `{runs[0]['run']}`" + (f" and {len(runs) - 1} more" if len(runs) > 1 else "")
 
 
 def _time_to_accuracy(found: Found) -> tuple[str, str] | None:

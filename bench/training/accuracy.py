@@ -80,11 +80,12 @@ def measure(
         epochs: of the student; a teacher's are shortened in proportion.
 
     Returns:
-        "dataset", "split", "epochs", "target" (the paper's test top-1, or None), "runs" ("seed", "top1" of the last
-        epoch, 0 to 1, "seconds" with evaluation and checkpoints, "seconds_to_target" at the end of the first epoch that
-        reaches the target, or None), "mean" and "interval95" over the runs (Student's t; None for fewer than one or two
-        runs), "planned_seeds", "note" (what was shortened, left out or failed), "teacher" ("name", "top1", "epochs" and
-        "seconds" of its training, or None) and "settings" (the student's TrainConfig, but for folders and device).
+        "dataset", "split", "epochs", "target" (the paper's test top-1, or None), "runs" ("seed", "run" (its name),
+        "top1" of the last epoch, 0 to 1, "seconds" with evaluation and checkpoints, "seconds_to_target" at the end of
+        the first epoch that reaches the target, or None), "mean" and "interval95" over the runs (Student's t; None for
+        fewer than one or two runs), "planned_seeds", "note" (what was shortened, left out or failed), "teacher"
+        ("name", "top1", "epochs" and "seconds" of its training, or None) and "settings" (the student's TrainConfig, but
+        for folders and device).
 
     Raises:
         UserError: a mistake in the configuration or the data, or too little time for one epoch of every seed.
@@ -184,6 +185,7 @@ def train_seed(config: TrainConfig, data: Dataset, console: Console, target: flo
     reached = [line["seconds"] for line in lines if target is not None and line["test_top1"] >= target]
     return {
         "seed": config.seed,
+        "run": Path(result.run).name,
         "top1": result.top1,
         "seconds": result.wall_seconds,
         "seconds_to_target": reached[0] if reached else None,
