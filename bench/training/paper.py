@@ -49,6 +49,7 @@ SEEDS = 1
 FEWEST_EPOCHS = 8
 """Of a shortened training: where time is short for that, it learns from fewer images."""
 REHEARSED_STEPS = 6
+"""On a CPU; a GPU takes more in less time."""
 FORWARD = 1 / 3
 """Of a training step's time, what an image that is only evaluated takes: a backward pass is two forward ones."""
 CURVE_POINTS = 100
@@ -265,15 +266,17 @@ def remembered(
 
 
 def shares(config: TrainConfig, entries: Sequence[Entry], whole: Dataset, seconds: float, seeds: int) -> Share:
-    """How many images and epochs every row gets, so that all trainings fit into `seconds`.
+    """How many images and epochs every row gets, so that all trainings fit into `seconds`, rehearsal included.
 
-    A rehearsal gives what an image costs each network. All rows see the same number of images in all: all images of
+    That gives what an image costs each network. All rows see the same number of images in all: all images of
     the data set at least FEWEST_EPOCHS times, or else fewer images so often.
 
     Raises:
         UserError: not even a batch of each row fits.
     """
+    began = time.perf_counter()
     costs = rehearsed(config, entries, whole)
+    seconds -= time.perf_counter() - began
     each = seeds * sum(costs[entry.network] for entry in entries)
     if config.teacher in costs and config.teacher not in [entry.network for entry in entries]:
         each += costs[config.teacher]
@@ -291,7 +294,8 @@ def shares(config: TrainConfig, entries: Sequence[Entry], whole: Dataset, second
 def rehearsed(config: TrainConfig, entries: Sequence[Entry], whole: Dataset) -> dict[str, float]:
     """Seconds that one image of training takes each network, and the teacher; what is stored of it is thrown away."""
     batch = 64 if config.batch_size == "auto" and config.device == "cpu" else Schedule.of(config, 10**6).batch_size
-    images = min(len(whole.train_labels), REHEARSED_STEPS * batch)
+    steps = REHEARSED_STEPS if config.device == "cpu" else accuracy.REHEARSED_STEPS
+    images = min(len(whole.train_labels), steps * batch)
     some = dataclasses.replace(
         whole, train_images=whole.train_images[:images], train_labels=whole.train_labels[:images], train_keys=None,
         test_images=whole.test_images[:batch], test_labels=whole.test_labels[:batch], fingerprint="",
