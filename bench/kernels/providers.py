@@ -59,6 +59,8 @@ def providers(case: Case, device: torch.device, *, small: bool) -> Iterator[Prov
     """All of a case, ours first; `small`: torch.compile captures and checks, but generates no code."""
     eager = case.by("torch")
     yield Provider("triton", lambda: _triton(case, device, small))
+    if case.operation == "inner_block":
+        yield Provider("cuda", lambda: _cuda(case, device))
     yield Provider("torch", lambda: eager)
     yield Provider("compile", lambda: compiled(eager, device, small), 1)
     yield Provider("compile max-autotune", lambda: compiled(eager, device, small, "max-autotune-no-cudagraphs"), 2)
@@ -80,6 +82,12 @@ def _triton(case: Case, device: torch.device, small: bool) -> Function:
     if interpreting() and not small:
         raise Refused("Triton's interpreter is on (TRITON_INTERPRET=1), and its times mean nothing")
     return case.by("triton")
+
+
+def _cuda(case: Case, device: torch.device) -> Function:
+    if device.type != "cuda":
+        raise Refused("CUDA kernels need a CUDA device")
+    return case.by("cuda")
 
 
 def compiled(function: Any, device: torch.device, small: bool, mode: str | None = None) -> Any:

@@ -1,5 +1,5 @@
-// The backward of inner_warp.h, one function for each half; both recompute their half from its input. The sums of weight
-// gradients stay in registers over all of a warp's sequences.
+// The backward of inner_warp.h, one function for each half; both recompute their half from its input. The sums of
+// weight gradients stay in registers over all of a warp's sequences.
 #pragma once
 #include "inner_warp.h"
 

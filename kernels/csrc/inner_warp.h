@@ -1,10 +1,10 @@
 // The inner block of 16 tokens x 12 channels in 4 heads with 48 hidden columns, one warp to a sequence, from the packed
-// weights and to the sums of weight gradients that packing.py describes (16 rows of 16 to a section, ones in column 12).
+// weights, to the sums of weight gradients that packing.py describes (sections of 16 rows of 16, ones in column 12).
 //
-// Channels and heads are laid out so that no lane idles on padding and no head needs a mask: channel 8 + t stands in
-// column 8 + 2 t, and the odd columns behind hold ones; a head has four columns, 4 h .. 4 h + 3, the last of which is
-// free. A matrix of heads 0 and 2, or of 1 and 3, has zeros in the columns of the others: its lower half times its upper
-// half then are two heads' products of 8 columns.
+// Channels and heads are laid out so that every lane has six numbers of a tile and a head is half a matrix. Channel
+// 8 + t stands in column 8 + 2 t, with ones in the odd columns behind. A head has columns 4 h .. 4 h + 3, of which the
+// last is free; heads 0 and 1 are the columns below 8, "half" u = 0. Keys and values are kept in two matrices: that of
+// heads 0 and 2 (parity 0) has zeros for the others, and so has that of 1 and 3, so that no product needs a mask.
 #pragma once
 #include "warp_tiles.h"
 
@@ -109,7 +109,7 @@ struct AttentionWeights {
   }
 };
 
-// 2^score of one head, half u of q against half u of k. EXACT: 2^(score - largest of the row).
+// 2^score of the head of half u whose keys are k's. EXACT: 2^(score - largest of the row).
 template <class W, bool EXACT>
 WARP_INLINE Sums<W> exponentials(const Matrix<W>& q, const Matrix<W>& k, int u) {
   Sums<W> s;
@@ -148,7 +148,7 @@ WARP_INLINE bool needs_no_maxima(const Matrix<W>& x, const AttentionWeights<W>& 
   return in_range(total);
 }
 
-// Adds the attention half to `residual`; false, and nothing added, where only EXACT can. wo: the projection, transposed.
+// Adds the attention half to `residual`; false, and nothing added, where only EXACT can. wo: transposed.
 template <class W, bool EXACT>
 WARP_INLINE bool attention(Sums<W>& residual, const Matrix<W>& x, const AttentionWeights<W>& w, const Matrix<W>& wo) {
   const Matrix<W> q = packed(product(x, w.q));

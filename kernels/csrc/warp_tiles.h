@@ -1,8 +1,9 @@
 // Small matrices in the registers of one warp, and what is done to them without leaving it.
 //
-// W says what a warp is: that of a GPU (gpu_warp.h), or one of 32 lanes in the arrays of a CPU, for tests. Of its types, F
-// is a float in every lane, I an int, B a condition and P a pair of neighbouring elements. With lane = 4 g + t, a matrix
-// of 16 x 16 lies as tensor cores want it: the lane has rows g and g + 8, columns 2 t, 2 t + 1, 2 t + 8 and 2 t + 9.
+// W says what a warp is: that of a GPU (gpu_warp.h), or one of 32 lanes in the arrays of a CPU, for tests. Of its
+// types, F is a float in every lane, I an unsigned, B a condition and P a pair of neighbouring elements. With lane =
+// 4 g + t, a matrix of 16 x 16 lies as tensor cores want it: the lane has rows g and g + 8, columns 2 t, 2 t + 1,
+// 2 t + 8 and 2 t + 9. It is left and right operand alike, as the product is a b^T.
 #pragma once
 
 // 32-bit sums: v[n] holds columns 8 n .. 8 n + 7, as (g, 2 t), (g, 2 t + 1), (g + 8, 2 t), (g + 8, 2 t + 1)
@@ -147,7 +148,7 @@ WARP_INLINE Matrix<W> with_ones(const Tokens<W>& x) {
           W::pack(x.v[1][2], one)};
 }
 
-// Minimax fits on [0, 5], weighted by what they go into; both leading coefficients are negative, so the tail falls beyond.
+// Minimax fits on [0, 5], weighted by what they go into; the tail falls beyond, as its leading coefficient is negative.
 // log2 Phi(-a), the logarithm of the normal distribution function, weighted by max(a, 0.2) Phi(-a):
 constexpr float GELU_Q0 = -1.00106945f, GELU_Q1 = -1.1371408f, GELU_Q2 = -0.49181571f, GELU_Q3 = -0.02668003f;
 // 1 - a phi(a) / Phi(-a), the slope of a Phi(-a) over Phi(-a), weighted by Phi(-a):

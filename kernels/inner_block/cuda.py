@@ -54,7 +54,7 @@ def forward(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
     from titn.kernels.inner_block import launch
 
     *given, num_heads, eps = rest
-    x, weights = x.contiguous(), contiguous(*given)
+    x, weights = aligned(x), contiguous(*given)
     g = launch.geometry(x, MlpWeights(*weights[6:]), num_heads)
     mid, y = torch.empty_like(x), torch.empty_like(x)
     bias = None if weights[11] is None else weights[11].float()
@@ -72,13 +72,19 @@ def backward(dy: Tensor, x: Tensor, mid: Tensor, packed: Tensor, *rest: Any) -> 
     from titn.kernels.inner_block import launch
 
     *given, num_heads, eps = rest
-    x, dy, weights, eps = x.contiguous(), dy.contiguous(), contiguous(*given), positive(eps)
+    x, dy, weights, eps = aligned(x), aligned(dy), contiguous(*given), positive(eps)
     g = launch.geometry(x, MlpWeights(*weights[6:]), num_heads)
     dx, dmid = torch.empty_like(x), torch.empty_like(x)
     with torch.cuda.device_of(x):
         mlp_sums = run("mlp_backward", x, (mid, dy, dmid, packed), eps)
         attention_sums = run("attention_backward", x, (x, dmid, dx, packed), eps)
         return [dx, *launch.unpack(attention_sums, mlp_sums, weights, g)]
+
+
+def aligned(tokens: Tensor) -> Tensor:
+    """Contiguous, from an address on that is a multiple of 4 bytes: the kernels read two numbers at a time."""
+    tokens = tokens.contiguous()
+    return tokens.clone() if tokens.data_ptr() % 4 else tokens
 
 
 def run(name: str, x: Tensor, tensors: tuple[Tensor | None, ...], eps: float) -> Tensor:

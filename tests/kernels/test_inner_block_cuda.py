@@ -86,6 +86,7 @@ def on_emulated_warps(emulation: ctypes.CDLL | None, monkeypatch: pytest.MonkeyP
         function = getattr(emulation, f"{name}_{str(x.dtype).removeprefix('torch.')}")
         sums = x.new_empty(1, 16, cuda.SUM_ROWS.get(name, 0), dtype=torch.float32)
         given = [*tensors, *((sums,) if sums.numel() else ())]
+        assert all(t is None or (t.is_contiguous() and t.data_ptr() % 4 == 0) for t in given)
         pointers = [ctypes.c_void_p(None if t is None else t.data_ptr()) for t in given]
         function(*pointers, ctypes.c_uint(x.shape[0]), ctypes.c_uint(3), ctypes.c_float(eps))
         return sums
@@ -162,6 +163,11 @@ def test_absent_parameters(absent: tuple[str, ...]) -> None:
 
 
 def test_layouts() -> None:
+    """Also tokens that begin at an odd number of a larger tensor."""
+    x, *rest = inputs(4)
+    assert x is not None
+    odd = torch.cat((x.new_zeros(1), x.flatten()))[1:].view_as(x)
+    assert odd.data_ptr() % 4 == 2 and torch.equal(block("cuda")(odd, *rest), block("cuda")(x, *rest))
     laid = [None if t is None else transposed_layout(t) for t in inputs(4)]
     gradient = expanded_gradient((4, 16, 12), torch.bfloat16)
     assert_matches_float64(block("cuda"), block("torch"), laid, BLOCK_NAMES, gradient)
