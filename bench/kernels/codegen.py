@@ -200,7 +200,7 @@ def measure_cuda(arch: int, device: str | None) -> list[Row | Failure]:
 def measure_all(
     operations: Sequence[str], archs: Sequence[int], device: str | None, jobs: int
 ) -> tuple[list[Row], list[Failure]]:
-    """Every shipped configuration of these KINDS, in `jobs` processes; `device` replaces the usual GPU."""
+    """Shipped configurations of these KINDS, in `jobs` processes; `device` replaces its architecture's usual GPU."""
     gpus = {DEVICES[name].arch: name for name in ("A100", "H200", "B200")}
     if device is not None:
         gpus[DEVICES[device].arch] = device
@@ -408,8 +408,11 @@ def main(argv: list[str] | None = None) -> None:
         raise UserError("TRITON_INTERPRET=1 is set, and the interpreter has no compiler; unset it")
     if options.json is not None and not options.json.parent.is_dir():
         raise UserError(f"--json {options.json}: the folder {options.json.parent} does not exist")
-    rows, failures = measure_all(options.operation, options.arch, options.device_name, os.cpu_count() or 1)
-    out = console()
+    out, absent = console(), nvrtc.nvrtc_reasons()
+    kinds = [each for each in options.operation if each != CUDA or not absent]
+    if len(kinds) < len(options.operation):
+        out.print(f"{CUDA} is left out: {'; '.join(absent)}", markup=False)
+    rows, failures = measure_all(kinds, options.arch, options.device_name, os.cpu_count() or 1)
     show([Table.of(rows, COLUMNS, "Compiled kernels")], out)
     for f in failures:
         out.print(f"{f.operation} {f.kernel} {f.widths} sm_{f.arch} does not compile: {f.error}", markup=False)

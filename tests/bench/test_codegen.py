@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from bench.kernels import codegen
+from titn.kernels.common.nvrtc import nvrtc_reasons
 from titn.provenance import ROOT
 
 SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}  # bytes a program may use
@@ -44,7 +45,8 @@ def names(rows: list[Row], wrong: Callable[[Row], bool]) -> list[str]:
 
 
 def test_every_operation_ships_on_every_architecture(rows: list[Row]) -> None:
-    assert {(r["operation"], r["arch"]) for r in rows} == {(o, a) for o in codegen.KINDS for a in SHARED_LIMIT}
+    kinds = codegen.OPERATIONS if nvrtc_reasons() else codegen.KINDS
+    assert {(r["operation"], r["arch"]) for r in rows} == {(o, a) for o in kinds for a in SHARED_LIMIT}
 
 
 def test_nothing_spills(rows: list[Row]) -> None:
@@ -111,6 +113,7 @@ def test_issue_floor(rows: list[Row], kernel: str, widths: str, target: float) -
     assert row["issue_floor_us"] <= target
 
 
+@pytest.mark.skipif(bool(nvrtc_reasons()), reason="; ".join(nvrtc_reasons()))
 @pytest.mark.parametrize("arch", SHARED_LIMIT)
 @pytest.mark.parametrize("kernels", [("forward",), ("mlp_backward", "attention_backward")])
 def test_cuda_issues_at_most_seven_tenths_of_triton(rows: list[Row], kernels: tuple[str, ...], arch: int) -> None:

@@ -1,7 +1,8 @@
-// Functions of the driver that PyTorch and Triton look up and this project does not use: there, and refused.
+// Functions of the driver that PyTorch, Triton and NVRTC look up and this project does not use: there, and refused.
 #define UNSUPPORTED(name) \
   extern "C" __attribute__((visibility("default"))) int name() { return 801; }  // CUDA_ERROR_NOT_SUPPORTED
 
+UNSUPPORTED(cuGetExportTable)
 UNSUPPORTED(cuMemAddressFree)
 UNSUPPORTED(cuMemAddressReserve)
 UNSUPPORTED(cuMemCreate)
