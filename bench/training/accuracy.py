@@ -4,8 +4,10 @@
     python -m bench.accuracy --dataset digits --seeds 5
 
 Seed S is the training of `python -m titn.train --dataset D --fast --epochs E --seed S`. One teacher, of seed 0, is
-trained first and shared. Accuracy is plain: the last epoch's weights, every image once, as it is. The test set serves
-for the final number only; `--split development` evaluates on a tenth of the training images and leaves it alone.
+trained first and shared. A stopped command goes on where it was if it is given the number of epochs that it had.
+
+Accuracy is plain: the last epoch's weights, every image once, as it is. The test set serves for the final number only;
+`--split development` evaluates on a tenth of the training images and leaves it alone.
 """
 
 from __future__ import annotations
@@ -24,6 +26,8 @@ from rich.console import Console
 
 from bench import options
 from bench.options import Setting
+from bench.training.paired import digest_of
+from bench.training.paired import trained as trained_run
 from titn.config import RunConfig, TrainConfig
 from titn.data.dataset import Dataset, development_split, load_dataset
 from titn.errors import Interrupted, UserError, command
@@ -81,11 +85,11 @@ def measure(
 
     Returns:
         "dataset", "split", "epochs", "target" (the paper's test top-1, or None), "runs" ("seed", "run" (its name),
-        "top1" of the last epoch, 0 to 1, "seconds" with evaluation and checkpoints, "seconds_to_target" at the end of
-        the first epoch that reaches the target, or None), "mean" and "interval95" over the runs (Student's t; None for
-        fewer than one or two runs), "planned_seeds", "note" (what was shortened, left out or failed), "teacher"
-        ("name", "top1", "epochs" and "seconds" of its training, or None) and "settings" (the student's TrainConfig, but
-        for folders and device).
+        "commit" (of the checkout that trained it), "top1" of the last epoch, 0 to 1, "seconds" with evaluation and
+        checkpoints, "seconds_to_target" at the end of the first epoch that reaches the target, or None), "mean" and
+        "interval95" over the runs (Student's t; None for fewer than one or two runs), "planned_seeds", "note" (what was
+        shortened, left out or failed), "teacher" ("name", "top1", "epochs" and "seconds" of its training, or None) and
+        "settings" (the student's TrainConfig, but for folders and device).
 
     Raises:
         UserError: a mistake in the configuration or the data, or too little time for one epoch of every seed.
@@ -131,13 +135,13 @@ def measure(
             name: value for name, value in asdict(config).items() if name not in MACHINE
         } | {"teacher": named},
     }  # fmt: skip
-    stamp = time.strftime("%Y%m%d-%H%M%S")
+    digest = digest_of(section["settings"], data.identity(), teacher and teacher["top1"])
     for seed in range(seeds):
         runs = section["runs"]
         if runs and ends - time.perf_counter() < runs[-1]["seconds"]:
             notes.append(f"seeds from {seed} on left out: the time was over")
         else:
-            name = f"accuracy-{data.name}-{split}-{stamp}-seed{seed}"
+            name = f"accuracy-{data.name}-{split}-{digest}-seed{seed}"
             try:
                 runs.append(train_seed(config.changed(seed=seed, name=name), data, quiet, section["target"]))
                 at.say(f"seed {seed}: {runs[-1]['top1']:.2%} after {runs[-1]['seconds']:.0f} s")
@@ -171,23 +175,27 @@ def shared_teacher(config: TrainConfig, data: Dataset, console: Console) -> tupl
 
 
 def train_seed(config: TrainConfig, data: Dataset, console: Console, target: float | None) -> Section:
-    """Train one seed on data at hand; returns the entry of "runs". What the seed before compiled is used again.
+    """Train one seed on data at hand, or go on with it; returns the entry of "runs".
+
+    What the seed before compiled is used again, and a finished run is read.
 
     Raises:
         UserError: the training diverged.
     """
     try:
-        result = train(config, console=console, dataset=data)
+        run = trained_run(config, data, console)
     except Interrupted as stopped:
-        # titn.train would go on with the whole training split
-        raise Interrupted(stopped.signal_number, f"stopped in seed {config.seed}; start again") from None
-    lines = Run(Path(result.run)).metrics()
-    reached = [line["seconds"] for line in lines if target is not None and line["test_top1"] >= target]
+        epochs = f"--epochs {config.epochs}"
+        message = f"stopped in seed {config.seed}, everything is saved; go on with {epochs} and the same other flags"
+        raise Interrupted(stopped.signal_number, message) from None
+    result, lines = run.result() or {}, run.metrics()
+    reached = [line["seconds"] for line in lines if target is not None and (line["test_top1"] or 0.0) >= target]
     return {
         "seed": config.seed,
-        "run": Path(result.run).name,
-        "top1": result.top1,
-        "seconds": result.wall_seconds,
+        "run": run.folder.name,
+        "commit": result["commit"],
+        "top1": result["top1"],
+        "seconds": result["wall_seconds"],
         "seconds_to_target": reached[0] if reached else None,
     }
 

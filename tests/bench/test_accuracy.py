@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -71,6 +72,18 @@ def test_a_seed_is_the_training_of_titn_train(saved: list[accuracy.Section], run
     (own,) = runs_dir.glob("accuracy-digits-test-*-seed1")
     ours, theirs = last_weights(own), last_weights(Path(expected.run))
     assert all(torch.equal(ours[name], value) for name, value in theirs.items())
+
+
+def test_a_finished_seed_is_read_and_a_stopped_one_goes_on(saved: list[accuracy.Section], runs_dir: Path) -> None:
+    first, second = (runs_dir / run["run"] for run in saved[-1]["runs"])
+    kept = last_weights(second)
+    (second / "result.json").unlink()
+    shutil.rmtree(Run(second).newest_checkpoint())
+    stamp = (first / "result.json").stat().st_mtime_ns
+    again = accuracy.measure(AT, toy(runs_dir), seeds=2)
+    assert [run["top1"] for run in again["runs"]] == [run["top1"] for run in saved[-1]["runs"]]
+    assert (first / "result.json").stat().st_mtime_ns == stamp
+    assert all(torch.equal(kept[name], value) for name, value in last_weights(second).items())
 
 
 def test_each_seed_is_saved_as_it_ends(saved: list[accuracy.Section]) -> None:
