@@ -21,8 +21,8 @@ class Augmentation:
         flip: mirror left and right with probability 1/2.
         policy: "cifar10" is AutoAugment's CIFAR-10 policy; "mnist" rotation by up to 30 degrees, an affine map
             (20 degrees, 10 % shift, scale 0.9 to 1.1), then brightness and contrast jitter of 0.2 in random order;
-            "randaugment" and "trivialaugment" are torchvision's RandAugment and TrivialAugmentWide; "none", or one that
-            was registered.
+            "mnist_mild" an affine map alone (12 degrees, scale 0.9 to 1.1); "randaugment" and "trivialaugment" are
+            torchvision's RandAugment and TrivialAugmentWide; "none", or one that was registered.
         randaugment_operations: operations per image under "randaugment".
         randaugment_magnitude: of all of them, 0 to 30.
         erase: probability of a black rectangle (random erasing) of 2 to 33 % of the image, sides 0.3 to 3.3 to 1.

@@ -20,6 +20,7 @@ class Stream(IntEnum):
     TRIVIALAUGMENT = 7
     ERASE = 8
     OWN_POLICY = 9
+    MNIST_MILD = 10
 
 
 def words(seed: int, epoch: int, stream: Stream, rows: int, columns: int = 1) -> np.ndarray:

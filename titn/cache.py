@@ -70,6 +70,8 @@ class Work:
             UserError: a mistake in the configuration, the data or the teacher, or there is none.
         """
         config, *_ = open_run(config)
+        if config.minutes is not None:
+            raise UserError("--minutes is for a training, which says how many epochs it chose: give these as --epochs")
         if not config.teachers:
             raise UserError("--teacher none has no answers to store")
         switches, dataset = prepare(config, dataset)

@@ -54,13 +54,17 @@ class RunConfig(FolderSettings, SpeedSettings, AugmentationSettings, ScheduleSet
         for name, value in said.items():
             if isinstance(value, bool) and fields_of(cls)[name].annotation is not bool:
                 raise UserError(f"{flag(name)} cannot be {value}")
-        recipe = recipe_for(str(said.get("dataset", "digits")), cls.role)
+        kind = said.get("recipe", "paper")
+        recipe = recipe_for(str(said.get("dataset", "digits")), cls.role, kind if kind == "quick" else "paper")
         for name in ("batch_size", "lr"):  # of the recipe's own length; see `titn.training.schedule`
             recipe.pop(name, None)
         try:
             config = validate(recipe | said | {"config": None})
         except ValidationError as error:
             raise UserError(one_line(error)) from None
+        if kind == "quick" and "warmup_epochs" not in said:  # in proportion to the training
+            warmup = config.warmup_epochs * config.epochs / recipe["epochs"]
+            object.__setattr__(config, "warmup_epochs", warmup)
         if config.epochs == 0 and (config.role == "student" or config.init is None):
             raise UserError("--epochs must be at least 1, not 0: only a teacher with --init may stay as it is")
         if config.import_ is None and config.augmentation not in ("none", *POLICIES):
@@ -171,7 +175,7 @@ class RunConfig(FolderSettings, SpeedSettings, AugmentationSettings, ScheduleSet
         A rate of SGD means nothing to an optimiser that normalises its steps: that has 0.001, AdamW's usual.
         """
         recipe: dict[str, Any] = {"batch_size": 1024, "lr": 0.1, "optimizer": "sgd"} | recipe_for(
-            self.dataset, self.role
+            self.dataset, self.role, self.recipe
         )
         normalised = recipe["optimizer"] == "sgd" and self.optimizer not in ("sgd", "apex_sgd")
         return recipe["batch_size"], 1e-3 if normalised else recipe["lr"]
@@ -261,7 +265,7 @@ class TrainConfig(DistillationSettings, StudentSettings, RunConfig):
     def teacher_training(self, name: str) -> TeacherConfig:
         students = (
             *("dataset", "data_dir", "image_size", "limit_train", "validation", "skip_bad_images"),
-            *("device", "runs_dir", "import_"),
+            *("device", "runs_dir", "import_", "recipe"),
         )
         for each in ("teacher", *students):
             if each in self.teacher_settings:

@@ -56,7 +56,8 @@ class AugmentationSettings(Subject):
     """augmentation"""
 
     augmentation: str = "cifar10"
-    """random policy after crop and flip: none, cifar10 (AutoAugment), mnist, randaugment, trivialaugment, an own one"""
+    """random policy after crop and flip: none, cifar10 (AutoAugment), mnist, mnist_mild, randaugment, trivialaugment,
+    an own one"""
     randaugment_operations: Whole = 2
     """operations per image under RandAugment"""
     randaugment_magnitude: Annotated[int, Field(ge=0, le=30)] = 9
@@ -79,8 +80,12 @@ class AugmentationSettings(Subject):
 class ScheduleSettings(Subject):
     """training"""
 
+    recipe: Literal["paper", "quick"] = "paper"
+    """where settings that are not given come from: the data set's as published, or made for a short training"""
     epochs: Annotated[int, Field(ge=0)] = 600
     """passes over the training set; of a teacher with --init 0, too: it stays as it is"""
+    minutes: AboveZero | None = None
+    """time for everything, the teacher included: as many of the epochs as a rehearsal says will fit; none: all"""
     batch_size: Whole | Auto = "auto"
     """images per step; auto: the recipe's, fewer in a short training"""
     optimizer: Literal["sgd", "apex_sgd", "adam", "adamw", "muon", "rmsprop"] = "sgd"

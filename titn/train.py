@@ -39,6 +39,7 @@ from titn.training.preparation import (
     open_run,
     prepare,
 )
+from titn.training.rehearsal import fit_epochs
 from titn.training.repeat import repeat, show_together
 from titn.training.result import Result, result_of, show_result
 from titn.training.run import Run, RunInUse, free_name
@@ -79,6 +80,8 @@ def train(
         raise UserError(f"train takes one seed, not --seeds {config.seeds}: titn.training.repeat.repeat trains several")
     watching = [*tracker(config.tracker), *callbacks]
     switches, dataset = prepare(config, dataset)
+    if run is None and config.minutes is not None:
+        config = fit_epochs(config, dataset, train, console, switches.device.type)
     schedule = Schedule.of(config, len(dataset.train_labels), switches.device.type)
     torch.manual_seed(config.seed)
     spec = NetworkSpec.of(config, dataset)
@@ -96,7 +99,7 @@ def train(
     targets = teacher_targets(config, switches, plans, dataset, teacher, console) if teacher else None
     term = config.distillation_term
     used = {"temperature": term["temperature"]} if distils and term["kind"] != "hard" else {}
-    settled = config.changed(batch_size=schedule.batch_size, lr=schedule.peak, **used)
+    settled = config.changed(batch_size=schedule.batch_size, lr=schedule.peak, minutes=None, **used)
     resumed = run is not None
     if run is None:
         if config.init is not None:

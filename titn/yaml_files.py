@@ -20,13 +20,25 @@ from titn.settings import Subject, choices, fields_of, flag
 RECIPES = Path(__file__).parent / "recipes"
 
 
-def recipe_for(dataset: str, role: str) -> dict[str, Any]:
-    """What the data set's recipe says of a student's or a teacher's run where it differs from the defaults."""
-    if dataset in ("cifar10", "cifar100"):
+def recipe_for(dataset: str, role: str, kind: str = "paper") -> dict[str, Any]:
+    """What the data set's recipe says of a student's or a teacher's run where it differs from the defaults.
+
+    Args:
+        dataset: name or folder.
+        role: "student" or "teacher".
+        kind: "paper", or "quick": `recipes/NAME-quick.yaml`.
+
+    Raises:
+        UserError: the data set has no quick recipe.
+    """
+    if kind == "paper" and dataset in ("cifar10", "cifar100"):
         return {}
-    path = RECIPES / f"{dataset}.yaml"
+    if kind == "quick" and dataset == "digits":
+        raise UserError("--recipe quick: digits has one recipe, which takes minutes: drop --recipe")
+    ending = "" if kind == "paper" else f"-{kind}"
+    path = RECIPES / f"{dataset}{ending}.yaml"
     if not re.fullmatch(r"\w+", dataset) or not path.is_file():
-        path = RECIPES / "folder.yaml"
+        path = RECIPES / f"folder{ending}.yaml"
     recipe = load_yaml(path)
     sections = {section: recipe.pop(section, None) or {} for section in ("student", "teacher")}
     return recipe | sections[role]

@@ -12,23 +12,20 @@ Accuracy is plain: the last epoch's weights, every image once, as it is. The tes
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import statistics
-import tempfile
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from rich.console import Console
 
 from bench import options
 from bench.options import Setting
 from bench.training.paired import digest_of
 from bench.training.paired import trained as trained_run
-from titn.config import RunConfig, TrainConfig
+from titn.config import TrainConfig
 from titn.data.dataset import Dataset, development_split, load_dataset
 from titn.errors import Interrupted, UserError, command
 from titn.metrics import confidence_interval
@@ -36,15 +33,13 @@ from titn.network import NetworkSpec
 from titn.teachers.architectures import TEACHERS
 from titn.teachers.find import find_teachers, load_teachers
 from titn.train import train, trained
+from titn.training.rehearsal import RESERVE, Cost, rehearse
 from titn.training.run import Run
 from titn.training.schedule import Schedule
 
 TARGETS = {"cifar100": 0.7471, "cifar10": 0.9203, "mnist": 0.9956}
 """Test top-1 of TITN in arXiv 2502.16762: the best epoch there, the last one here."""
 SEEDS = 5
-REHEARSED_STEPS = 40
-RESERVE = 0.1
-"""Share of the time that is left unplanned."""
 TOY: dict[str, Any] = {
     "depth": 1, "limit_train": 96, "epochs": 2, "teacher_epochs": 2, "batch_size": 32, "compile": "off",
 }  # fmt: skip
@@ -53,14 +48,6 @@ MACHINE = {"data_dir", "device", "runs_dir", "name", "resume", "config", "seed"}
 
 Split = Literal["test", "development"]
 Section = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Cost:
-    """Seconds of a training: once (building, compiling) and for every epoch, evaluation and checkpoint included."""
-
-    once: float = 0.0
-    epoch: float = 0.0
 
 
 def measure(
@@ -110,7 +97,8 @@ def measure(
         notes.append(f"the recipe's {recipe.epochs} epochs shortened to {config.epochs}")
     config, teacher = shared_teacher(config, data, quiet)
     if epochs is None and minutes is not None:
-        affordable = math.floor((1 - RESERVE) * (ends - time.perf_counter()) / seeds / student.epoch)
+        left = (1 - RESERVE) * (ends - time.perf_counter())
+        affordable = math.floor(left / seeds / (student.epoch + student.answers))
         if affordable < 1:
             raise UserError(f"the teacher left no time for one epoch of {seeds} seeds: give more --minutes")
         if affordable < config.epochs:
@@ -230,12 +218,11 @@ def fit_epochs(recipe: TrainConfig, data: Dataset, seeds: int, ends: float, at: 
         batch_size = Schedule.of(config, len(data.train_labels)).batch_size
         if batch_size == rehearsed:
             break
-        if rehearsed:
-            torch.compiler.reset()  # another batch size would be compiled for any size
         rehearsed = batch_size
-        teacher, student = rehearse(config, data)
+        teachers, student = rehearse(config, data, train)
+        teacher_epoch = sum(cost.epoch for cost in teachers)
         share = (recipe.teacher_epochs or recipe.epochs) / recipe.epochs if recipe.teacher in TEACHERS else 0.0
-        each = seeds * student.epoch + share * teacher.epoch
+        each = seeds * (student.epoch + student.answers) + share * teacher_epoch
         left = (1 - RESERVE) * (ends - time.perf_counter())
         epochs = math.floor(left / each)
         if epochs < 1:
@@ -243,35 +230,10 @@ def fit_epochs(recipe: TrainConfig, data: Dataset, seeds: int, ends: float, at: 
             raise UserError(f"too little time for one epoch of {seeds} seeds: give about {needed:.1f} --minutes more")
         config = shortened(recipe, min(recipe.epochs, epochs))
         at.say(
-            f"rehearsal at batch {batch_size}: {student.epoch:.2f} s per epoch (teacher {teacher.epoch:.2f} s), "
+            f"rehearsal at batch {batch_size}: {student.epoch:.2f} s per epoch (teacher {teacher_epoch:.2f} s), "
             f"{config.epochs} of {recipe.epochs} epochs"
         )
     return config, student
-
-
-def rehearse(config: TrainConfig, data: Dataset) -> tuple[Cost, Cost]:
-    """What teacher and student cost: two short epochs of each by `train`, in a folder that is thrown away."""
-    with tempfile.TemporaryDirectory(prefix="titn-rehearsal-") as folder:
-        teacher = Cost()
-        if config.teacher in TEACHERS:
-            teacher = _rehearsed(config.teacher_training(config.teacher), data, folder, "teacher")
-            config = config.changed(teacher=f"{folder}/teacher")
-        return teacher, _rehearsed(config, data, folder, "student")
-
-
-def _rehearsed(config: RunConfig, data: Dataset, folder: str, name: str) -> Cost:
-    full = Schedule.of(config, len(data.train_labels))
-    images = min(len(data.train_labels), REHEARSED_STEPS * full.batch_size)
-    some = dataclasses.replace(
-        data, train_images=data.train_images[:images], train_labels=data.train_labels[:images], train_keys=None
-    )
-    short = {"epochs": 2, "warmup_epochs": 0.0, "batch_size": full.batch_size, "lr": full.peak}
-    train(config.changed(**short, runs_dir=folder, name=name), console=Console(quiet=True), dataset=some)
-    first, second = Run(Path(folder) / name).metrics()
-    epoch = second["seconds"] - first["seconds"]
-    step = full.batch_size / second["images_per_second"]
-    rest = max(0.0, epoch - images // full.batch_size * step)
-    return Cost(once=max(0.0, first["seconds"] - epoch), epoch=full.steps * step + rest)
 
 
 @command

@@ -42,6 +42,7 @@ from titn.network import NetworkSpec
 from titn.profile import profile
 from titn.teachers.find import find_teachers
 from titn.train import train
+from titn.training import rehearsal
 from titn.training.run import Run
 from titn.training.schedule import Schedule
 
@@ -294,7 +295,7 @@ def shares(config: TrainConfig, entries: Sequence[Entry], whole: Dataset, second
 def rehearsed(config: TrainConfig, entries: Sequence[Entry], whole: Dataset) -> dict[str, float]:
     """Seconds that one image of training takes each network, and the teacher; what is stored of it is thrown away."""
     batch = 64 if config.batch_size == "auto" and config.device == "cpu" else Schedule.of(config, 10**6).batch_size
-    steps = REHEARSED_STEPS if config.device == "cpu" else accuracy.REHEARSED_STEPS
+    steps = REHEARSED_STEPS if config.device == "cpu" else rehearsal.REHEARSED_STEPS
     images = min(len(whole.train_labels), steps * batch)
     some = dataclasses.replace(
         whole, train_images=whole.train_images[:images], train_labels=whole.train_labels[:images], train_keys=None,

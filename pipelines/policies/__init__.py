@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from titn.pipelines.policies.autoaugment import AutoAugmentRows
 from titn.pipelines.policies.erase import EraseRows
-from titn.pipelines.policies.mnist import MnistRows
+from titn.pipelines.policies.mnist import MildMnistRows, MnistRows
 from titn.pipelines.policies.operation_rows import ImageOperations, Operation, OperationRows, PolicyRows
 from titn.pipelines.policies.randaugment import RandAugmentRows, TrivialAugmentRows
 
 POLICIES: dict[str, type[PolicyRows]] = {
     "cifar10": AutoAugmentRows,
     "mnist": MnistRows,
+    "mnist_mild": MildMnistRows,
     "randaugment": RandAugmentRows,
     "trivialaugment": TrivialAugmentRows,
 }

@@ -1,4 +1,4 @@
-"""The MNIST recipe's draws: rotation, affine map and colour jitter."""
+"""The draws of MNIST's recipes: rotation, affine map and colour jitter, or a mild affine map alone."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ AFFINE_DEGREES = 20.0
 SHIFT_FRACTION = 0.1
 SCALE_RANGE = (0.9, 1.1)
 JITTER = 0.2
+MILD_DEGREES = 12.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,3 +73,29 @@ class MnistRows:
         parameters[:, 2, 0] = np.where(first, self.contrast[ids], self.brightness[ids])
         parameters[:, 3, 0] = np.where(first, self.brightness[ids], self.contrast[ids])
         return OperationRows(codes, parameters)
+
+
+@dataclass(frozen=True, slots=True)
+class MildMnistRows:
+    """Parameters of a mild affine map, indexed by image id; the shift is left to the random crop.
+
+    Attributes:
+        angle: clockwise, degrees, float64 [N], uniform in +-12.
+        scale: float64 [N], uniform from 0.9 to 1.1.
+    """
+
+    angle: np.ndarray
+    scale: np.ndarray
+
+    @classmethod
+    def draw(cls, augmentation: Augmentation, seed: int, epoch: int, size: int, image_size: int) -> MildMnistRows:
+        """Independent draws per image."""
+        draws = uniforms(seed, epoch, Stream.MNIST_MILD, size, 2)
+        low, high = SCALE_RANGE
+        return cls((2.0 * draws[:, 0] - 1.0) * MILD_DEGREES, low + draws[:, 1] * (high - low))
+
+    def operations(self, ids: np.ndarray, image_size: int) -> OperationRows:
+        """The code and the parameters of one slot for the images `ids`, int64 [n]."""
+        parameters = np.zeros((len(ids), 1, PARAMETERS))
+        parameters[:, 0] = geometry.affine(self.angle[ids], 0.0, 0.0, self.scale[ids], image_size)
+        return OperationRows(np.full((len(ids), 1), Operation.AFFINE, dtype=np.uint8), parameters)

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from bench.options import Setting
 from bench.training import accuracy
-from bench.training.accuracy import TOY, Cost
+from bench.training.accuracy import TOY
 from titn.config import TrainConfig
 from titn.data.dataset import development_split, load_dataset
 from titn.data.splits import stratified_development_rows
@@ -23,6 +23,7 @@ from titn.errors import UserError
 from titn.metrics import confidence_interval
 from titn.train import train
 from titn.training import checkpoint
+from titn.training.rehearsal import Cost
 from titn.training.run import Run
 from titn.training.switches import compile_reasons
 
@@ -176,9 +177,9 @@ def test_the_interval_is_students() -> None:
 def test_epochs_follow_from_the_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = toy(tmp_path, epochs=50, teacher_epochs=25, limit_train=None)
     data = load_dataset("digits", limit_train=96)
-    real = accuracy.rehearse(recipe, data)
-    assert all(cost.once >= 0 and cost.epoch > 0 for cost in real)
-    costs = Cost(once=10.0, epoch=4.0), Cost(once=5.0, epoch=3.0)
+    real = accuracy.rehearse(recipe, data, train)
+    assert all(cost.once >= 0 and cost.epoch > 0 for cost in (*real[0], real[1]))
+    costs = (Cost(10.0, {(False, False): 4.0}),), Cost(5.0, {(False, False): 2.0}, ending=0.5, answers=0.5)
     monkeypatch.setattr(accuracy, "rehearse", lambda *_: costs)
     config, student = accuracy.fit_epochs(recipe, data, 2, time.perf_counter() + 180, AT)
     # nine tenths of 180 s; an epoch of two students and half a teacher takes 2 x 3 + 4 / 2 s

@@ -9,10 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.testing import assert_array_equal
 
-from titn.pipelines import Augmentation, EpochPlan
+from titn.pipelines import Augmentation, EpochPlan, geometry
 from titn.pipelines.augmentation import Mix
 from titn.pipelines.counter_random import Stream, uniforms, words
-from titn.pipelines.policies import POLICIES
+from titn.pipelines.policies import POLICIES, Operation
+from titn.pipelines.policies.mnist import MildMnistRows
 
 SIZE = 50_000
 FULL = Augmentation(policy="cifar10", mix="cutmix")
@@ -103,6 +104,20 @@ def test_nothing_is_done_without_augmentation() -> None:
     assert plan.operations(np.arange(100)) is None and not plan.mixes
 
 
+def test_the_mild_policy_turns_and_scales_within_its_limits() -> None:
+    rows = draw(Augmentation(policy="mnist_mild"), size=20_000).policy
+    assert isinstance(rows, MildMnistRows)
+    for values, low, high in ((rows.angle, -12, 12), (rows.scale, 0.9, 1.1)):
+        spread = high - low
+        assert low <= values.min() < low + spread / 100 and high - spread / 100 < values.max() <= high
+        assert abs(values.mean() - (low + high) / 2) < spread / 100
+    ids = np.array([5, 7])
+    operations = rows.operations(ids, 32)
+    expected = geometry.affine(rows.angle[ids], 0, 0, rows.scale[ids], 32)
+    assert_array_equal(operations.parameters[:, 0], expected)
+    assert (operations.codes == Operation.AFFINE).all() and operations.codes.shape == (2, 1)
+
+
 @pytest.mark.parametrize("policy", POLICIES)
 def test_arrays_are_read_only(policy: str) -> None:
     plan = draw(Augmentation(policy=policy, mix="cutmix", erase=0.5), size=10)
@@ -151,7 +166,7 @@ def test_fingerprint_has_the_plan_version(monkeypatch: pytest.MonkeyPatch) -> No
         ({"flip": 1}, "flip must be true or false, not 1"),
         (
             {"policy": "imagenet"},
-            "policy must be one of none, cifar10, mnist, randaugment, trivialaugment, not 'imagenet'",
+            "policy must be one of none, cifar10, mnist, mnist_mild, randaugment, trivialaugment, not 'imagenet'",
         ),
         ({"mix": "cutout"}, "mix must be one of none, cutmix, cutmix_batch, mixup, not 'cutout'"),
         ({"mix_alpha": 0}, "mix_alpha must be a finite number above 0, not 0"),

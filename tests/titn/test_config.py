@@ -35,6 +35,27 @@ def test_the_recipes_of_the_paper_hold_its_settings() -> None:
     assert (student.augmentation, student.mix, student.mix_alpha) == ("cifar10", "cutmix", 0.5)
 
 
+@pytest.mark.parametrize("dataset", ["mnist", "cifar10", "cifar100", "photos/of birds"])
+def test_the_quick_recipe_is_another_and_its_warm_up_follows_the_epochs(dataset: str) -> None:
+    paper, quick = TrainConfig(dataset=dataset), TrainConfig(dataset=dataset, recipe="quick")
+    assert quick.epochs <= paper.epochs and quick.optimizer == "adamw"
+    assert Schedule.of(quick, 50_000).batch_size <= 256 < 1024
+    for epochs in (4, 50):
+        short = TrainConfig(dataset=dataset, recipe="quick", epochs=epochs)
+        assert short.warmup_epochs == pytest.approx(quick.warmup_epochs * epochs / quick.epochs)
+        assert short.changed(seed=1).warmup_epochs == short.warmup_epochs
+    assert TrainConfig(dataset=dataset, recipe="quick", epochs=4, warmup_epochs=1.0).warmup_epochs == 1.0
+    teacher = quick.teacher_training(quick.teacher)
+    assert (teacher.recipe, teacher.epochs, teacher.optimizer) == ("quick", quick.teacher_epochs, "adamw")
+
+
+def test_digits_have_one_recipe() -> None:
+    with pytest.raises(UserError, match="digits has one recipe"):
+        TrainConfig(recipe="quick")
+    with pytest.raises(UserError, match="--recipe must be one of paper, quick, not 'fast'"):
+        parse(TrainConfig, ["--recipe", "fast"])
+
+
 MINE = "dataset: cifar10\nlr: 2e-2\nepochs: 7\nseed: 5\ncompile: off\nfast: true\n"
 
 

@@ -28,7 +28,7 @@ from titn.training.teacher_cache import MANIFEST, read_manifest
 
 _SAME_TEACHER_ANYWHERE = {
     *("dataset", "data_dir", "device", "runs_dir", "fast", "compile", "amp", "cuda_graph", "name", "resume", "config"),
-    *("average", "overwrite", "import_", "tracker", "seeds"),
+    *("average", "overwrite", "import_", "tracker", "seeds", "minutes"),
 }
 """Settings that do not make another teacher: where it was trained, on which data, whose contents count, and what is
 only recorded beside it."""
@@ -259,8 +259,9 @@ def load_teacher(path: Path, dataset: Dataset) -> Teacher:
 def _identity(config: RunConfig, dataset: dict[str, Any]) -> dict[str, Any]:
     """What makes a teacher this one: its settings but for those of the machine, and its training images."""
     settings = {name: value for name, value in asdict(config).items() if name not in _SAME_TEACHER_ANYWHERE}
-    if not config.plain_share:
-        del settings["plain_share"]  # teachers from before it are found
+    for name, unused in (("plain_share", 0.0), ("recipe", "paper")):
+        if settings[name] == unused:
+            del settings[name]  # teachers from before it are found
     code = code_of(config.network)
     return settings | {"data": dataset["train"]} | ({} if code is None else {"code": code})
 

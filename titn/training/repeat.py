@@ -34,6 +34,8 @@ def repeat(config: Config, train: Callable[[Config], Result], console: Console) 
     Raises:
         UserError: a run of such a name has other settings than those given.
     """
+    if config.minutes is not None:
+        raise UserError("--minutes is for one run, whose epochs it chooses: give --epochs with --seeds")
     name = config.name or default_name(config)
     results = []
     for seed in range(config.seed, config.seed + config.seeds):
