@@ -16,7 +16,6 @@ import math
 import statistics
 import time
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any, Literal
 
 from rich.console import Console
