@@ -25,6 +25,7 @@ from bench.report.render import NONE, Row, Table, cell, markdown
 from bench.report.results import Device, Found, read_results
 from bench.report.sections import FAST, fast_throughput, kernel_gain, measured, points, timed
 from bench.report.trainings import as_long
+from bench.training.paper_tables import DATASETS, TABLES
 from titn.errors import OneLineParser, UserError, command
 from titn.files import write_atomic
 from titn.provenance import ROOT
@@ -32,6 +33,10 @@ from titn.provenance import ROOT
 BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
 NOT_MEASURED = "Not measured yet."
 NO_GPU = "Nothing has been timed on a GPU yet."
+PROTOCOL = (
+    "The paper's numbers are those of the best epoch on the test set, ours those of the last, on the whole test set, as "
+    "the mean over seeds."
+)
 TIMED = ("ceilings", "kernels", "throughput", "waterfall", "cpu", "scaling", "step_profile")
 INTRODUCTION = """\
 # Results
@@ -139,10 +144,37 @@ def headline(devices: Sequence[Device], results: str) -> list[str]:
         data = f"[{content['utc'][:10]}]({results}/{found.path.parent.name}/{found.path.name})"
         return f"`{content['command']}`, {data}, commit `{content['commit']}`, {versions}"
 
+    tops = tuple((*cells, "" if found is None else by(found)) for cells, found in _against_paper(devices))
+    paper = markdown([Table(("top-1 of TITN", "the paper:", "here:", "after", "on", "by"), tops)])
     rows = tuple((*row, device.name, by(found)) for device in devices for row, found in _headlines(device))
     lines = markdown([Table(("", "measured", "on", "by"), rows)]) if rows else [NOT_MEASURED]
     on_gpu = any(not each.empty for device in devices if device.is_gpu for name in TIMED for each in device.of(name))
-    return lines if on_gpu else [*lines, "", NO_GPU]
+    return [*paper, "", PROTOCOL, "", *lines] if on_gpu else [*paper, "", PROTOCOL, "", *lines, "", NO_GPU]
+
+
+def _against_paper(devices: Sequence[Device]) -> Iterator[tuple[tuple[str, ...], Found | None]]:
+    """By data set: the paper's top-1, and the best mean of this project's on the whole test set, with its budget."""
+    for dataset in DATASETS:
+        (printed,) = (entry.paper[dataset].top1 for entry in TABLES["students"] if entry.network == "titn")
+        assert printed is not None
+        reached = [
+            (found.data["mean"], found, device)
+            for device in devices
+            for found in device.of("accuracy")
+            if (found.data["dataset"], found.data["split"]) == (dataset, "test") and found.data["runs"]
+        ]
+        head = (dataset, f"{100 * printed:.2f}%")
+        if not reached:
+            yield (*head, "not run yet", "", ""), None
+            continue
+        mean, found, device = max(reached, key=lambda each: each[0])
+        runs, teacher = found.data["runs"], found.data["teacher"]
+        seeds = f"{len(runs)} seed{'s' if len(runs) > 1 else ''}"
+        minutes = sum(run["seconds"] for run in runs) / len(runs) / 60
+        taught = f", teacher {teacher['name']}" if teacher else ""
+        spread = f" ({interval95(found.data['interval95'])})" if found.data["interval95"] else ""
+        budget = f"{found.data['epochs']} epochs, {minutes:,.0f} minutes{taught}"
+        yield (*head, f"{100 * mean:.2f}%{spread}, {seeds}", budget, device.name), found
 
 
 def _headlines(device: Device) -> Iterator[tuple[tuple[str, str], Found]]:

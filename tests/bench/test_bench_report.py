@@ -315,6 +315,8 @@ def test_the_readme_begins_with_the_same_table(checkout: Path) -> None:
     )
     assert "top-1 72.00%, last epoch, 2 seeds, 95% interval of the mean 71.00% to 73.00%" in readme
     assert "GPU yet" not in readme
+    assert "| cifar100 | 74.71% | 72.00% (71.00% to 73.00%), 2 seeds | 30 epochs, " in readme
+    assert "| cifar10 | 92.03% | not run yet |" in readme
     rows = [line for line in readme.splitlines() if line.startswith("| training")]
     assert rows[0].replace("bench/results/", "results/") in page(checkout)
 
