@@ -34,8 +34,8 @@ BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
 NOT_MEASURED = "Not measured yet."
 NO_GPU = "Nothing has been timed on a GPU yet."
 PROTOCOL = (
-    "The paper's numbers are those of the best epoch on the test set; ours are those of the last epoch on all of it, as "
-    "the mean over seeds."
+    "The paper's numbers are those of the best epoch on the test set; "
+    "ours are those of the last epoch on all of it, as the mean over seeds."
 )
 TIMED = ("ceilings", "kernels", "throughput", "waterfall", "cpu", "scaling", "step_profile")
 INTRODUCTION = """\
