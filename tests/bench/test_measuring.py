@@ -152,15 +152,15 @@ def test_the_file_says_what_it_was_measured_with(
         assert re.fullmatch(rf"\d{{8}}-\d{{6}}-{re.escape(words)}(-2)?\.json", path.name)
         assert json.loads(path.read_text())["commit"] == words
     (device,) = read_results(tmp_path)
-    assert device.sections["ceilings"].content["commit"] == words
+    assert device.sections["ceilings"][0].content["commit"] == words
 
 
 def test_a_file_is_unfinished_until_its_command_ends(tmp_path: Path) -> None:
     one = Record("python -m bench.something", CPU, 0, tmp_path)
     one.add("ceilings", {"copy_gb_per_s": {}})
-    assert read_results(tmp_path)[0].sections["ceilings"].error == "the command was stopped before its end"
+    assert read_results(tmp_path)[0].sections["ceilings"][0].error == "the command was stopped before its end"
     one.finish()
-    assert read_results(tmp_path)[0].sections["ceilings"].error is None
+    assert read_results(tmp_path)[0].sections["ceilings"][0].error is None
 
 
 def test_every_command_measures_float32_as_such_and_says_so(tmp_path: Path) -> None:
