@@ -19,16 +19,15 @@ from rich.console import Console
 
 from bench import options
 from bench.options import Setting
+from bench.training import paired
 from bench.training.accuracy import MACHINE, TOY, shared_teacher
-from bench.training.paired import Row, difference, digest_of, mean_of, part_of, top1_of, trained
+from bench.training.paired import Row, conclude, difference, digest_of, mean_of, part_of, runs_of, top1_of
 from titn.config import TrainConfig
 from titn.data.dataset import development_split, load_dataset
 from titn.errors import command
-from titn.training.run import RunInUse
 
 BANKS = (None, 16, 4, 1)
 """Epochs of augmentation; None: always fresh. The cache that the first fills serves the others."""
-SEEDS = 3
 IMAGES, WATCHED = 1000, 500
 """Training images, and images of the development split that are watched on; the last epoch is judged on all of them."""
 STUDENT: dict[str, Any] = {
@@ -76,20 +75,14 @@ def measure(at: Setting, config: TrainConfig, seeds: int, images: int) -> dict[s
         "planned_seeds": seeds,
     }
     digest = digest_of(settings, data.identity(), section["teacher"])
+    configs = {bank: config.changed(name=f"bank-{data.name}-{digest}-{bank or 'fresh'}", bank=bank) for bank in BANKS}
     scores: dict[int | None, dict[int, float]] = {bank: {} for bank in BANKS}
     commits: set[str] = set()
-    for seed in range(seeds):
-        for bank in BANKS:
-            name = f"bank-{data.name}-{digest}-{bank or 'fresh'}-seed{seed}"
-            try:
-                run = trained(config.changed(name=name, seed=seed, bank=bank), data, quiet)
-            except RunInUse:
-                at.say(f"{name}: another process trains it")
-                continue
-            scores[bank][seed] = top1_of(run, whole, at.device)
-            commits.add(str((run.result() or {}).get("commit")))
-            at.say(f"{name}: {scores[bank][seed]:.2%}")
-            at.save("bank", section | {"commits": sorted(commits), "rows": rows_of(scores)})
+    for bank, seed, run in runs_of(at, configs, seeds, data, quiet):
+        scores[bank][seed] = top1_of(run, whole, at.device)
+        commits.add(str((run.result() or {}).get("commit")))
+        at.say(f"{run.folder.name}: {scores[bank][seed]:.2%}")
+        at.save("bank", section | {"commits": sorted(commits), "rows": rows_of(scores)})
     return section | {"commits": sorted(commits), "rows": rows_of(scores)}
 
 
@@ -111,21 +104,12 @@ def rows_of(scores: dict[int | None, dict[int, float]]) -> list[Row]:
 
 @command
 def main(argv: list[str] | None = None) -> None:
-    parser = options.parser("bank", __doc__)
-    parser.add_argument("--data-dir", default="data", help="where CIFAR-10 is read from")
-    parser.add_argument("--runs-dir", default="runs", help="folder of the run folders")
-    parser.add_argument("--seeds", type=int, default=SEEDS, help=f"number of seeds (default: {SEEDS})")
-    given, at = options.start(parser, argv)
+    given, at = options.start(paired.parser("bank", __doc__), argv)
     settings = STUDENT | ({"dataset": "digits", **TOY} if at.small else {})
     images = settings.pop("limit_train", IMAGES)
     config = TrainConfig(**settings, data_dir=given.data_dir, runs_dir=given.runs_dir, device=str(at.device), fast=True)
     section = measure(at, config, given.seeds, images)
-    at.show("bank", section)
-    missing = len(BANKS) * given.seeds - sum(len(row["runs"]) for row in section["rows"])
-    if missing:
-        at.say(f"{missing} trainings are still under way in other processes: collect them with the same command")
-        return
-    at.finish()
+    conclude(at, "bank", section)
 
 
 if __name__ == "__main__":

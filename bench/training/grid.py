@@ -21,16 +21,15 @@ from rich.console import Console
 
 from bench import options
 from bench.options import Setting
+from bench.training import paired
 from bench.training.accuracy import MACHINE, TOY, shared_teacher
-from bench.training.paired import Row, difference, digest_of, mean_of, part_of, top1_of, trained
+from bench.training.paired import Row, conclude, difference, digest_of, mean_of, part_of, runs_of, top1_of
 from titn.config import TrainConfig
 from titn.data.dataset import development_split, load_dataset
 from titn.errors import UserError, command
 from titn.training import checkpoint
-from titn.training.run import RunInUse
 from titn.yaml_files import check_names
 
-SEEDS = 3
 IMAGES, WATCHED = 4000, 500
 """Training images, and images of the development split that are watched on; the last epoch is judged on all of them."""
 BASE: dict[str, Any] = {
@@ -102,30 +101,26 @@ def measure(at: Setting, config: TrainConfig, changes: list[str], seeds: int, im
         "settings": settings,
         "planned_seeds": seeds,
     }
-    tried: list[str | None] = [None, *changes]
-    scores: dict[str | None, dict[int, Row]] = {change: {} for change in tried}
+    configs: dict[str | None, TrainConfig] = {}
+    for change in (None, *changes):
+        changed = config if change is None else config.changed(**settings_of(change))
+        own = {name: value for name, value in asdict(changed).items() if name not in MACHINE | {"teacher"}}
+        digest = digest_of(own, data.identity(), section["teacher"])
+        configs[change] = changed.changed(name=f"grid-{data.name}-{digest}")
+    scores: dict[str | None, dict[int, Row]] = {change: {} for change in configs}
     commits: set[str] = set()
-    for seed in range(seeds):
-        for change in tried:
-            changed = config if change is None else config.changed(**settings_of(change))
-            own = {name: value for name, value in asdict(changed).items() if name not in MACHINE | {"teacher"}}
-            name = f"grid-{data.name}-{digest_of(own, data.identity(), section['teacher'])}-seed{seed}"
-            try:
-                run = trained(changed.changed(name=name, seed=seed), data, quiet)
-            except RunInUse:
-                at.say(f"{name} ({change or 'base'}): another process trains it")
-                continue
-            result = run.result() or {}
-            commits.add(str(result.get("commit")))
-            averaged = (run.newest_checkpoint() / checkpoint.AVERAGE).is_file()
-            scores[change][seed] = {
-                "seed": seed,
-                "top1": top1_of(run, whole, at.device),
-                "average_top1": top1_of(run, whole, at.device, checkpoint.AVERAGE) if averaged else None,
-                "seconds": result.get("wall_seconds"),
-            }
-            at.say(f"{change or 'base'}, seed {seed}: {scores[change][seed]['top1']:.2%}")
-            at.save("grid", section | {"commits": sorted(commits), "rows": rows_of(scores)})
+    for change, seed, run in runs_of(at, configs, seeds, data, quiet):
+        result = run.result() or {}
+        commits.add(str(result.get("commit")))
+        averaged = (run.newest_checkpoint() / checkpoint.AVERAGE).is_file()
+        scores[change][seed] = {
+            "seed": seed,
+            "top1": top1_of(run, whole, at.device),
+            "average_top1": top1_of(run, whole, at.device, checkpoint.AVERAGE) if averaged else None,
+            "seconds": result.get("wall_seconds"),
+        }
+        at.say(f"{change or 'base'}, seed {seed}: {scores[change][seed]['top1']:.2%}")
+        at.save("grid", section | {"commits": sorted(commits), "rows": rows_of(scores)})
     return section | {"commits": sorted(commits), "rows": rows_of(scores)}
 
 
@@ -150,11 +145,8 @@ def rows_of(scores: dict[str | None, dict[int, Row]]) -> list[Row]:
 
 @command
 def main(argv: list[str] | None = None) -> None:
-    parser = options.parser("grid", __doc__)
+    parser = paired.parser("grid", __doc__)
     parser.add_argument("--dataset", default="cifar10", help="as in titn.train (default: cifar10)")
-    parser.add_argument("--data-dir", default="data", help="where data sets are read from")
-    parser.add_argument("--runs-dir", default="runs", help="folder of the run folders")
-    parser.add_argument("--seeds", type=int, default=SEEDS, help=f"number of seeds (default: {SEEDS})")
     parser.add_argument("--images", type=int, default=IMAGES, help=f"training images (default: {IMAGES})")
     parser.add_argument("--config", help="YAML file with the base's settings, instead of the built-in ones")
     parser.add_argument("--try", dest="changes", action="append", metavar="NAME=VALUE", help="a change; repeatable")
@@ -170,12 +162,7 @@ def main(argv: list[str] | None = None) -> None:
     for change in changes:
         config.changed(**settings_of(change))
     section = measure(at, config, changes, given.seeds, TOY["limit_train"] if at.small else given.images)
-    at.show("grid", section)
-    missing = (len(changes) + 1) * given.seeds - sum(len(row["runs"]) for row in section["rows"])
-    if missing:
-        at.say(f"{missing} trainings are still under way in other processes: collect them with the same command")
-        return
-    at.finish()
+    conclude(at, "grid", section)
 
 
 if __name__ == "__main__":

@@ -6,26 +6,40 @@ import dataclasses
 import hashlib
 import json
 import statistics
-from collections.abc import Mapping
+from collections.abc import Hashable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from rich.console import Console
 
+from bench import options
+from bench.options import Setting
 from titn.config import TrainConfig
 from titn.data.dataset import Dataset
 from titn.data.splits import balanced_subset
-from titn.errors import Interrupted
+from titn.errors import Interrupted, OneLineParser
 from titn.metrics import classification_metrics, confidence_interval
 from titn.network import load_network
 from titn.train import train
 from titn.training import checkpoint
-from titn.training.run import Run
+from titn.training.run import Run, RunInUse
 from titn.training.trainer import test_logits
 
+SEEDS = 3
+
 Row = dict[str, Any]
+Key = TypeVar("Key", bound=Hashable)
+
+
+def parser(name: str, doc: str | None) -> OneLineParser:
+    """`options.parser` with where data and runs lie, and how many seeds."""
+    made = options.parser(name, doc)
+    made.add_argument("--data-dir", default="data", help="where data sets are read from")
+    made.add_argument("--runs-dir", default="runs", help="folder of the run folders")
+    made.add_argument("--seeds", type=int, default=SEEDS, help=f"number of seeds (default: {SEEDS})")
+    return made
 
 
 def part_of(whole: Dataset, images: int, watched: int) -> Dataset:
@@ -64,6 +78,39 @@ def trained(config: TrainConfig, data: Dataset, console: Console) -> Run:
     except Interrupted as stopped:
         raise Interrupted(stopped.signal_number, "stopped, everything is saved; the same command goes on") from None
     return run
+
+
+def runs_of(
+    at: Setting, configs: Mapping[Key, TrainConfig], seeds: int, data: Dataset, console: Console
+) -> Iterator[tuple[Key, int, Run]]:
+    """The finished run of each configuration with each seed, seed by seed; one that another process trains is left out.
+
+    Args:
+        at: where it is said what is left out.
+        configs: each with a name that stands for all of it but the seed, which the run's name has, too.
+        seeds: how many, from 0.
+        data: what is learned from.
+        console: where progress goes.
+    """
+    for seed in range(seeds):
+        for key, config in configs.items():
+            name = f"{config.name}-seed{seed}"
+            try:
+                run = trained(config.changed(name=name, seed=seed), data, console)
+            except RunInUse:
+                at.say(f"{name}: another process trains it")
+            else:
+                yield key, seed, run
+
+
+def conclude(at: Setting, name: str, section: Row) -> None:
+    """Show the section, and mark the result file as complete if no run of a row is missing."""
+    at.show(name, section)
+    missing = sum(section["planned_seeds"] - len(row["runs"]) for row in section["rows"])
+    if missing:
+        at.say(f"{missing} trainings are still under way in other processes: collect them with the same command")
+    else:
+        at.finish()
 
 
 def top1_of(run: Run, whole: Dataset, device: torch.device, weights: str = checkpoint.MODEL) -> float:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-import os
-import signal
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -14,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from rich.console import Console
 from safetensors.torch import load_file
+from stop_after import StopAfter
 from torch import Tensor, nn
 
 from titn.config import TrainConfig
@@ -25,7 +24,6 @@ from titn.pipelines import Batch
 from titn.train import train
 from titn.training import checkpoint
 from titn.training.average import WeightAverage
-from titn.training.callbacks import Callback
 from titn.training.captured import CapturedStep, take_kernels
 from titn.training.optimizers import build_optimizer
 from titn.training.phases import Phases
@@ -197,17 +195,6 @@ def test_a_compiled_network_goes_through_the_phases(form: Any) -> None:
         torch.testing.assert_close(one, two, atol=1e-4, rtol=1e-4)
     for name, value in compiled.module.state_dict().items():
         torch.testing.assert_close(eager.module.state_dict()[name], value, atol=1e-4, rtol=1e-3)
-
-
-class StopAfter(Callback):
-    """Asks a training to end after a step, as a user or a scheduler does."""
-
-    def __init__(self, step: int) -> None:
-        self.step = step
-
-    def on_step(self, step: int, *_: object) -> None:
-        if step == self.step:
-            os.kill(os.getpid(), signal.SIGTERM)
 
 
 SMALL: dict[str, Any] = {

@@ -1,8 +1,6 @@
 """The last epochs of a training may be plain: crop and flip alone, with answers of the teacher of their own."""
 
 import io
-import os
-import signal
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +9,7 @@ import torch
 from numpy.testing import assert_array_equal
 from rich.console import Console
 from safetensors.torch import load_file
+from stop_after import StopAfter
 
 from titn.cache import fill, verify
 from titn.config import TeacherConfig, TrainConfig
@@ -18,7 +17,6 @@ from titn.data.dataset import Dataset, load_dataset
 from titn.errors import Interrupted, UserError
 from titn.train import train
 from titn.training import checkpoint
-from titn.training.callbacks import Callback
 from titn.training.plans import EpochPlans
 from titn.training.run import Run
 from titn.training.schedule import Schedule
@@ -63,17 +61,6 @@ def test_a_bank_serves_plain_epochs_too(digits: Dataset) -> None:
     assert [turns.draw(epoch).epoch for epoch in range(10)] == [0, 1, 2, 3, 0, 1, 2, 3, 0, 1]
     assert list(turns.numbers.values()) == [[0, 1, 2, 3], [0, 1, 2, 3]]
     assert list(plans(digits, epochs=10, plain_share=0.4).numbers.values()) == [[*range(6)], [*range(6, 10)]]
-
-
-class StopAfter(Callback):
-    """Asks a training to end after a step, as a user or a scheduler does."""
-
-    def __init__(self, step: int) -> None:
-        self.step = step
-
-    def on_step(self, step: int, *_: object) -> None:
-        if step == self.step:
-            os.kill(os.getpid(), signal.SIGTERM)
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
